@@ -1,0 +1,53 @@
+# facelab: `make train` and `make test` need nothing but Python (3.10 to 3.13) and make; the environment .venv is made
+# at the first call, and again when its requirements change. PYTHON=python3.12 chooses another interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-data test-gpu lint format bench wheel clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  ARGS="…" is passed on: make train ARGS="loss=cosface seed=2"'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 14) else "facelab needs Python 3.10 to 3.13, $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % v)'
+	@test -x $(RUN) || { echo "making the environment $(VENV) (a few minutes the first time) …"; $(PYTHON) -m venv $(VENV); }
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY) ## the environment .venv with all that training, tests and lint need
+
+train: $(READY) ## train a tiny network on rendered faces, about two and a half minutes on two cores
+	@$(RUN) -m facelab.train $(ARGS)
+
+test: $(READY) ## all tests that a CPU can run
+	@$(RUN) -m pytest $(ARGS)
+
+test-data: $(READY) ## the tests on real faces alone (../shared/data)
+	@$(RUN) -m pytest -m data $(ARGS)
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	@$(RUN) -m pytest -m gpu $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: $(READY) ## let ruff put the code into shape
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+bench: $(READY) ## measure loader, training step and start-up; results go to benchmarks/results/
+	@$(RUN) benchmarks/loader.py $(ARGS)
+	@$(RUN) benchmarks/cpu_step.py
+	@$(RUN) benchmarks/startup.py
+
+wheel: $(READY) ## build dist/*.whl and the source archive
+	@$(RUN) -m build --quiet
+
+clean: ## remove .venv and what was built, not runs/
+	rm -rf $(VENV) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache

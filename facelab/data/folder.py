@@ -1,0 +1,101 @@
+"""Loose image files, one folder for each identity."""
+
+import os
+from os import PathLike
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+__all__ = ["FolderFaces"]
+
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class FolderFaces:
+    """Aligned faces as `<root>/<identity>/<any name>.jpg` (or jpeg, png, bmp, webp).
+
+    Identities are the folders in the order of their names, images the files in the order of theirs. Hidden files, other
+    files and folders within an identity's folder are left out. Square images of another size are resized.
+
+    Attributes:
+        labels: (N,) int64, contiguous 0…num_classes-1.
+        num_classes: number of identities.
+        identity_names: the folders' names.
+        size: height and width of the loaded images in pixels.
+        empty: number of folders without an image, which are left out.
+
+    Args:
+        root: folder of folders.
+        size: height and width in pixels that images are brought to.
+
+    Raises:
+        FileNotFoundError: when `root` is missing.
+        ValueError: when it has no images, or images of fewer than two identities.
+    """
+
+    def __init__(self, root: str | PathLike, size: int) -> None:
+        self.root, self.size = Path(root), size
+        layout = "expected <root>/<identity>/<image>.jpg, one folder for each identity"
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder; {layout}")
+        self.identity_names: list[str] = []
+        self.empty = 0
+        self._files: list[str] = []
+        counts: list[int] = []
+        with os.scandir(self.root) as entries:
+            folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        for folder in folders:
+            files = _images(self.root / folder)
+            if not files:
+                self.empty += 1
+                continue
+            self.identity_names.append(folder)
+            counts.append(len(files))
+            self._files += files
+        if not counts:
+            raise ValueError(f"{root}: has no images in its {len(folders)} folders; {layout}")
+        if len(counts) < 2:
+            raise ValueError(
+                f"{root}: has images of one identity only ({self.identity_names[0]!r}), 2 are needed; {layout}"
+            )
+        self.num_classes = len(counts)
+        self.labels = np.repeat(np.arange(self.num_classes, dtype=np.int64), counts)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, index: int) -> Path:
+        """Where an image lies."""
+        return self.root / self.identity_names[self.labels[index]] / self._files[index]
+
+    def encoded(self, index: int) -> np.ndarray:
+        """Bytes of an image file (n,) uint8, as they lie in the set: for decoders other than OpenCV."""
+        return np.fromfile(self.path(index), dtype=np.uint8)
+
+    def load(self, index: int) -> np.ndarray:
+        """Image (size,size,3), uint8, RGB; may be called from several threads.
+
+        Raises:
+            ValueError: when the file is not a readable image, or not square, naming it.
+        """
+        encoded = self.encoded(index)  # not cv2.imread, which fails on Korean letters under Windows
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if len(encoded) else None
+        if image is None:
+            raise ValueError(f"{self.path(index)}: is not a readable image; remove it or write it again")
+        height, width = image.shape[:2]
+        if height != width:
+            raise ValueError(f"{self.path(index)}: is {height}×{width} pixels, not square; align the faces first")
+        if height == self.size:
+            return image
+        how = cv2.INTER_AREA if height > self.size else cv2.INTER_CUBIC
+        return cv2.resize(image, (self.size, self.size), interpolation=how)
+
+
+def _images(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(_EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+        )

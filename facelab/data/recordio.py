@@ -1,0 +1,300 @@
+"""InsightFace's RecordIO (`train.rec`, `train.idx`, `property`) read without mxnet.
+
+A record is a magic word, a length word (upper three bits: part of a longer record), a payload, and padding to four
+bytes. A payload is a header (flag, label, id, id2), `flag` further float32 labels, and an encoded image. InsightFace's
+own sets begin with a record without image, whose two labels are [first identity record, end), and end with one record
+without image for every identity, whose two labels are [first image, end). Other sets hold images only.
+
+Labels are float32, so numbers above 2^24 in these records are rounded: where it matters, the index and the images
+decide, and the identity records only say where to look.
+"""
+
+import mmap
+import struct
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+__all__ = ["RecordIOFaces"]
+
+_MAGIC = 0xCED7230A
+_MAGIC_BYTES = np.frombuffer(struct.pack("<I", _MAGIC), dtype=np.uint8)
+_FRAME = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+_SMALLEST = _FRAME.size + _HEADER.size  # bytes of a record
+_EXACT = 2**24  # float32 holds every whole number up to here
+_SAMPLE = 1024  # records looked at when a set is opened
+_CHUNK = 1 << 18  # headers gathered at once
+_NO_MAGIC = " does not begin with the magic word: the index belongs to another file, or the file is damaged"
+_TRUNCATED = " runs over the end of the file: the file is truncated"
+
+
+class RecordIOFaces:
+    """A training set in InsightFace's format. Nothing is copied: images are decoded from the memory-mapped file.
+
+    Opening reads the index, a sample of the records, and the labels: one image of each identity where the set has
+    identity records (and a few around each boundary beyond image 2^24, where float32 blurs it), else the header of
+    every image, which takes a while on a cold disk.
+
+    Attributes:
+        labels: (N,) int64, contiguous 0…num_classes-1 (identities that have images).
+        identity_names: the label that each identity has in the file, as text.
+        size: height and width of the images in pixels.
+
+    Args:
+        root: folder with `train.rec`, `train.idx` and `property`.
+        size: height and width in pixels; must be what `property` says.
+
+    Raises:
+        FileNotFoundError: when the folder or one of its files is missing.
+        ValueError: when a file is empty, truncated or malformed, or when they disagree.
+    """
+
+    def __init__(self, root: str | PathLike, size: int) -> None:
+        self.root, self.size = Path(root), size
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder; expected one with train.rec, train.idx and property")
+        rec, idx, described = (self.root / name for name in ("train.rec", "train.idx", "property"))
+        for path in (rec, idx, described):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file; a set is train.rec, train.idx and property")
+        classes = _read_property(described, size)
+        self._records = _Records(rec, idx)
+        images, identities = _sections(self._records)
+        labels = _labels_by_ranges(self._records, images, identities) if len(identities) else None
+        if labels is None:
+            labels = self._records.labels(np.arange(images.start, images.stop))
+        present = np.zeros(int(labels.max()) + 1, dtype=bool)
+        present[labels] = True
+        names = np.flatnonzero(present)
+        if len(names) > classes:
+            raise ValueError(f"{described}: says {classes} identities, but {rec.name} has images of {len(names)}")
+        self._first_row = images.start
+        self.labels = (np.cumsum(present) - 1)[labels]
+        self.num_classes = len(names)
+        self.identity_names = [str(name) for name in names.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple:
+        # A memory map cannot be sent to another process: the set is opened again there.
+        return type(self), (self.root, self.size)
+
+    def encoded(self, index: int) -> np.ndarray:
+        """Bytes of an image file (n,) uint8, as they lie in the set: for decoders other than OpenCV."""
+        if not 0 <= index < len(self.labels):
+            raise IndexError(f"image {index} of {len(self.labels)}")
+        return self._records.read(self._first_row + index)[1]
+
+    def load(self, index: int) -> np.ndarray:
+        """Image (H,W,3), uint8, RGB; may be called from several threads.
+
+        Raises:
+            ValueError: when the record is damaged or holds no readable image, naming file and key.
+        """
+        encoded = self.encoded(index)
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if len(encoded) else None
+        if image is None:
+            raise ValueError(f"{self._records.describe(self._first_row + index)} holds no readable image")
+        return image
+
+
+class _Records:
+    """The records of a file, numbered in the order of their keys (a row is a place in that order)."""
+
+    def __init__(self, rec: Path, idx: Path) -> None:
+        self.path = rec
+        self.size = rec.stat().st_size
+        if self.size < _SMALLEST:
+            raise ValueError(f"{rec}: has {self.size} bytes, no record fits: it is empty or truncated")
+        self.keys, self.offsets = _read_index(idx)
+        wrong = (self.offsets < 0) | (self.offsets > self.size - _SMALLEST) | (self.offsets % 4 != 0)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ValueError(
+                f"{idx}: key {self.keys[row]} points to byte {self.offsets[row]}, where no record of {rec.name} "
+                f"({self.size} bytes) can be: {rec.name} is truncated, or the index belongs to another file"
+            )
+        with rec.open("rb") as file:
+            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        self.words = self.bytes[: self.size // 4 * 4].view("<u4")
+        sample = np.unique(np.linspace(0, len(self.keys) - 1, _SAMPLE).astype(np.int64))
+        self._check_magic(sample, self.words[self.offsets[sample] >> 2])
+        self.read(int(np.argmax(self.offsets)))  # a truncated file ends within its last record
+
+    def describe(self, row: int) -> str:
+        """A record's name for a message."""
+        return f"{self.path}: the record of key {self.keys[row]} (byte {self.offsets[row]})"
+
+    def read(self, row: int) -> tuple[list[float], np.ndarray]:
+        """A record's labels, and the bytes of its image (empty where it has none)."""
+        payload = self._payload(row)
+        if len(payload) < _HEADER.size:
+            raise ValueError(f"{self.describe(row)} is shorter than a header: the file is damaged")
+        flag, label, _, _ = _HEADER.unpack_from(payload.data)
+        if not flag:
+            return [label], payload[_HEADER.size :]
+        end = _HEADER.size + 4 * flag
+        if end > len(payload):
+            raise ValueError(f"{self.describe(row)} is too short for its {flag} labels: the file is damaged")
+        return payload[_HEADER.size : end].view("<f4").tolist(), payload[end:]
+
+    def _payload(self, row: int) -> np.ndarray:
+        position = int(self.offsets[row])
+        parts: list[np.ndarray] = []
+        while True:
+            if position + _FRAME.size > self.size:
+                raise ValueError(self.describe(row) + _TRUNCATED)
+            magic, length = _FRAME.unpack_from(self.bytes.data, position)
+            if magic != _MAGIC:
+                raise ValueError(self.describe(row) + _NO_MAGIC)
+            part, length = length >> 29, length & 0x1FFFFFFF
+            end = position + _FRAME.size + length
+            if end > self.size:
+                raise ValueError(self.describe(row) + _TRUNCATED)
+            payload = self.bytes[position + _FRAME.size : end]
+            if part == 0 and not parts:
+                return payload
+            if part not in ((2, 3) if parts else (1,)):
+                raise ValueError(f"{self.describe(row)} has its parts in a wrong order: the file is damaged")
+            parts += [_MAGIC_BYTES, payload] if parts else [payload]
+            if part == 3:
+                return np.concatenate(parts)
+            position = (end + 3) // 4 * 4
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """The (first) label of each row, int64, gathered from the headers; threads, because a cold disk has to seek."""
+        chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
+        with ThreadPoolExecutor(8) as pool:
+            return np.concatenate(list(pool.map(self._labels, chunks)))
+
+    def _labels(self, rows: np.ndarray) -> np.ndarray:
+        at = self.offsets[rows] >> 2
+        magic, frame, flag, label = (self.words[at + word] for word in range(4))
+        self._check_magic(rows, magic)
+        label = label.view("<f4").copy()
+        several = np.flatnonzero((flag > 0) & (at + 8 < len(self.words)))
+        label[several] = self.words[at[several] + 8].view("<f4")
+        # Whatever is not one plain record of a plausible length is read slowly, with all checks.
+        odd = (frame >> 29 != 0) | ((frame & 0x1FFFFFFF) < _HEADER.size + 4 * flag.astype(np.int64))
+        for number in np.flatnonzero(odd).tolist():
+            label[number] = self.read(int(rows[number]))[0][0]
+        wrong = ~((label >= 0) & (label < _EXACT)) | (label != np.floor(label))
+        if wrong.any():
+            number = int(np.argmax(wrong))
+            where = self.describe(int(rows[number]))
+            raise ValueError(f"{where} has the label {label[number]}: it must be a whole number below 2^24")
+        return label.astype(np.int64)
+
+    def _check_magic(self, rows: np.ndarray, magic: np.ndarray) -> None:
+        wrong = magic != _MAGIC
+        if wrong.any():
+            raise ValueError(self.describe(int(rows[np.argmax(wrong)])) + _NO_MAGIC)
+
+
+def _read_property(path: Path, size: int) -> int:
+    """Number of identities that `property` declares."""
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    fields = text.split(",")
+    if len(fields) != 3 or not all(field.strip().isdecimal() for field in fields):
+        raise ValueError(f"{path}: is {text[:60]!r}, expected three whole numbers 'classes,height,width'")
+    classes, height, width = (int(field) for field in fields)
+    if (height, width) != (size, size):
+        raise ValueError(f"{path}: says images of {height}×{width} pixels, but size is {size}: make them equal")
+    return classes
+
+
+def _read_index(path: Path) -> tuple[range | np.ndarray, np.ndarray]:
+    """Keys, increasing (a range where none is missing), and byte offsets (n,), from lines `key<tab>offset`."""
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # NumPy 1's way to say that a number is malformed
+        for lines in _whole_lines(file):
+            try:
+                numbers = np.fromstring(lines, dtype=np.int64, sep=" ")
+            except (ValueError, DeprecationWarning):
+                numbers = np.empty(0, np.int64)
+            if len(numbers) != 2 * (lines.count(b"\n") + 1):
+                raise ValueError(f"{path}: has lines that are not 'key<tab>offset', whole numbers: it is not an index")
+            parts.append((numbers[0::2].copy(), numbers[1::2].copy()))
+    if not parts:
+        raise ValueError(f"{path}: is empty")
+    keys, offsets = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    if (keys[1:] <= keys[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+        keys, offsets = keys[order], offsets[order]
+        twice = keys[1:] == keys[:-1]
+        if twice.any():
+            raise ValueError(f"{path}: names key {keys[np.argmax(twice)]} twice")
+    first, last = int(keys[0]), int(keys[-1])
+    return range(first, last + 1) if last - first == len(keys) - 1 else keys, offsets
+
+
+def _whole_lines(file) -> Iterator[bytes]:
+    while lines := file.read(1 << 26) + file.readline():
+        if lines := lines.rstrip():
+            yield lines
+
+
+def _sections(records: _Records) -> tuple[range, range]:
+    """Rows of images and rows of identity records."""
+    count = len(records.keys)
+    labels, image = records.read(0)
+    if len(image):
+        return range(count), range(0)
+    if len(labels) < 2:
+        raise ValueError(f"{records.describe(0)} is neither an image nor a header")
+    if records.keys[0] != 0 or records.keys[-1] != count - 1:
+        raise ValueError(
+            f"{records.path}: begins with a header, so its index must have the keys 0 to {count - 1}, but the keys run "
+            f"from {records.keys[0]} to {records.keys[-1]}: the index lacks records"
+        )
+    # The header's own numbers may be rounded. Images come first, so bisecting finds where they end.
+    low, high = 1, count
+    while low < high:
+        middle = (low + high) // 2
+        if len(records.read(middle)[1]):
+            low = middle + 1
+        else:
+            high = middle
+    if low == 1:
+        raise ValueError(f"{records.path}: holds no images")
+    for what, said, found in (("images up to", labels[0], low), ("identity records up to", labels[1], count)):
+        cut_off = what.startswith("identity") and low == count  # an index of the images alone is fine
+        if not cut_off and not abs(said - found) <= _blur(np.array(found)):
+            raise ValueError(
+                f"{records.path}: its header says {what} key {said:.0f}, but its index has them up to {found}: "
+                "they do not belong together"
+            )
+    return range(1, low), range(low, count)
+
+
+def _blur(numbers: np.ndarray) -> np.ndarray:
+    """How far off whole numbers may be that were rounded to float32."""
+    return np.where(numbers >= _EXACT, np.spacing(numbers.astype(np.float32)) / 2, 0).astype(np.float64)
+
+
+def _labels_by_ranges(records: _Records, images: range, identities: range) -> np.ndarray | None:
+    """Labels of all images from one image of each identity; None where the identity records do not fit the images."""
+    at = records.offsets[identities.start : identities.stop] >> 2
+    plain = (at + 9 < len(records.words)).all()
+    if not plain or (records.words[at + 1] != _HEADER.size + 8).any() or (records.words[at + 2] != 2).any():
+        return None
+    first, end = (records.words[at + word].view("<f4").astype(np.float64) for word in (8, 9))
+    complete = first[0] == images.start and abs(end[-1] - images.stop) <= _blur(np.array(images.stop))
+    if not complete or (first[1:] != end[:-1]).any() or not (first <= end).all():
+        return None
+    # Every change of label lies within `blur` of a rounded boundary: labels read there hold until the next one read.
+    blur = _blur(first)
+    shifts = range(-int(blur.max()), int(blur.max()) + 1)
+    reads = np.unique(np.concatenate([first[abs(shift) <= blur] + shift for shift in shifts]).astype(np.int64))
+    reads = reads[(reads >= images.start) & (reads < images.stop)]
+    labels = np.repeat(records.labels(reads), np.diff(np.append(reads, images.stop)))
+    sample = np.unique(np.linspace(0, len(labels) - 1, _SAMPLE).astype(np.int64))
+    return labels if (records.labels(sample + images.start) == labels[sample]).all() else None

@@ -1,0 +1,1 @@
+"""Who teaches it? Plain torch."""

@@ -1,0 +1,220 @@
+"""What all doors share: where the configuration lies, a job's name, and errors as one line.
+
+Nothing heavy is imported here: `--help` and `--cfg job` must answer at once.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+LONGEST_NAME = 120
+# Overrides that say where or how comfortably a run goes, not what it is; they do not name a job.
+NAMELESS = ("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress")
+
+
+def configuration_folder() -> Path:
+    """`conf/` inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    inside = here / "conf"
+    return inside if inside.is_dir() else here.parent / "conf"
+
+
+def open_door(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Composes the configuration from the command line and calls `task`; what is the user's to mend ends in one line.
+
+    Args:
+        task: gets the composed configuration.
+        config_name: the primary file in conf/, without its suffix.
+    """
+    # Hydra's own one-line errors name neither the nearest option nor the mend; ours need the exceptions themselves.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)
+    folder = str(configuration_folder())
+    failed: list[Exception] = []
+    reached: list[DictConfig] = []
+
+    def job(config: DictConfig) -> Any:
+        # Hydra would add two lines of its own to an error. A multirun must see it, to count the job as failed.
+        reached.append(config)
+        try:
+            return task(config)
+        except BaseException as error:
+            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
+            if not isinstance(error, Exception) or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            failed.append(error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(job)()
+        if failed:
+            raise failed[0]
+    except KeyboardInterrupt:
+        _end("interrupted before training; nothing was changed by it", 130)
+    except Exception as error:
+        if os.environ.get("FACELAB_TRACEBACK"):
+            raise
+        line = _explain(error, folder, config_name)
+        if line is None:
+            raise
+        # Before it calls a job, Hydra makes its folder.
+        if isinstance(error, OSError) and error.errno is not None and not reached:
+            reason = f"cannot be made ({error.strerror}): give another place with out=FOLDER"
+            line = f"run directory {error.filename} {reason}"
+        _end(line, 130 if type(error).__name__ == "Interrupted" else 1)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Hydra has made the job's folder, and perhaps the one of its name: where nothing came to lie in them, they go."""
+    for made in (folder, folder.parent):
+        with suppress(OSError):
+            made.rmdir()
+
+
+def _end(line: str, code: int) -> None:
+    print(f"facelab: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _explain(error: Exception, folder: str, config_name: str) -> str | None:
+    """One line for an error that the user can mend; None for a fault of ours, which keeps its traceback."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        near = _nearest(option, list(error.options or []))
+        return f"{group or 'the configuration'} has no option {option!r}: {near}{_listed(error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override}: write key=value, in quotes where the value has brackets or blanks"
+    if isinstance(error, (ConfigCompositionException, HydraException, OmegaConfBaseException)):
+        return _explain_configuration(error, folder, config_name)
+    if isinstance(error, OSError) and error.errno is not None:  # the system's own word, with which nobody has dealt
+        what = error.filename or "a file"
+        return f"{what}: {error.strerror}; put that right, and start the same command again"
+    if type(error).__name__ == "Interrupted" or isinstance(error, (ValueError, OSError)):
+        return " ".join(str(error).split())
+    return None
+
+
+def _explain_configuration(error: BaseException, folder: str, config_name: str) -> str:
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    root = chain[-1]
+    if isinstance(root, MissingMandatoryValue):
+        key = getattr(root, "full_key", None) or str(root).rsplit(" ", 1)[-1]
+        return f"{key} has no value, and there is no default for it: add {key}=… to the command"
+    # What a constructor of ours refuses comes wrapped in Hydra's account of the call.
+    if isinstance(root, (ValueError, OSError)) and not isinstance(root, OmegaConfBaseException):
+        return " ".join(str(root).split())
+    if isinstance(root, TypeError):
+        group = str(error).rsplit("full_key: ", 1)[-1].strip()
+        return f"{group} has a value of the wrong kind ({root}): compare it with `python -m facelab.train --cfg job`"
+    text = " ".join(str(root).split())
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", str(error) + " " + text)
+    if unknown:
+        key = getattr(root, "full_key", None) or unknown.group(1) or unknown.group(2)
+        known, chosen = _known_keys(folder, config_name, key)
+        if any("=" not in word and word.removeprefix("~") == key for word in sys.argv[1:]) and key in known:
+            return f"~{key} takes away what a run cannot do without: leave it in, or choose another option of it"
+        return (
+            f"there is no key {key!r}{chosen}: {_nearest(key, known)}`python -m facelab.train --cfg job` shows them all"
+        )
+    return text + "; `--help` lists the groups, `--cfg job` the keys"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    if not found:  # a key may be right but for its group: epochs → trainer.epochs
+        found = [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:2]
+    return f"did you mean {' or '.join(found)}? " if found else ""
+
+
+def _listed(options: Sequence[str]) -> str:
+    return f"There are {', '.join(sorted(options))}" if options else "There are no options"
+
+
+def _known_keys(folder: str, config_name: str, key: str) -> tuple[list[str], str]:
+    """The keys of the configuration with the options of this command line, and the option that decides about `key`."""
+    words = [word for word in sys.argv[1:] if "=" in word and "," not in word]
+    groups = [word for word in words if (Path(folder) / word.split("=", 1)[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(folder, version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups), resolve=False)
+    assert isinstance(config, dict)
+    chosen = [word for word in groups if word.startswith(key.split(".", 1)[0] + "=")]
+    return list(_paths(config)), f" with {chosen[-1]}" if chosen and "." in key else ""
+
+
+def _paths(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def _job_name(*, _root_: DictConfig) -> str:
+    """The choices that differ from the defaults, in a fixed order: the same choices always give the same name."""
+    config = _root_.get("hydra") or HydraConfig.get()
+    overrides = OverridesParser.create().parse_overrides(list(config.overrides.task))
+    groups = set(config.runtime.choices)
+    choices = [o for o in overrides if o.key_or_group in groups or (o.is_delete() and "." not in o.key_or_group)]
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    kept = []
+    for override in overrides:
+        key = override.key_or_group
+        if any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in NAMELESS):
+            continue
+        # Another option has other defaults: after optimizer=adamw, the poly schedule and SGD's rate are no defaults.
+        before = [o for o in choices if o is not override and (override not in choices or _depth(o) < _depth(override))]
+        given = tuple(str(o.input_line) for o in before)
+        if given not in composed:
+            composed[given] = _composed(str(config.job.config_name), list(given))
+        if override.is_delete():
+            kept.append(f"~{key}")
+        elif _default(composed[given], key) != override.value():
+            kept.append(f"{key.replace('/', '.')}={_spoken(override)}")
+    # Options of groups before values: a name that is cut short still says which loss and which network.
+    name = ",".join(sorted(kept, key=lambda choice: ("." in choice.split("=")[0], choice))) or "defaults"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def _depth(override: Override) -> int:
+    """Which choice decides the defaults of which: an experiment's those of all groups, an optimizer's its schedule."""
+    key = override.key_or_group
+    return 0 if key in ("experiment", "sweeps") else 1 + key.count("/")
+
+
+def _default(config: DictConfig, key: str) -> Any:
+    if key in config.hydra.runtime.choices:
+        return config.hydra.runtime.choices[key]
+    return OmegaConf.select(config, key, throw_on_missing=False)
+
+
+def _composed(config_name: str, overrides: list[str]) -> DictConfig:
+    loader = GlobalHydra.instance().config_loader()
+    return loader.load_configuration(config_name, overrides=overrides, run_mode=RunMode.RUN)
+
+
+def _spoken(override: Override) -> str:
+    """A value as part of a folder's name: of a path its last two parts, and no character a shell would stumble over."""
+    value = override.value()
+    # However a number is written, 5e-4 or 0.0005, it is the same choice; so are True and true.
+    text = str(value).lower() if isinstance(value, (int, float)) else override.get_value_string()
+    parts = [part for part in text.strip("'\"").split("/") if part not in ("", ".", "..")]
+    return re.sub(r"[^\w.+\-\[\]]+", "_", "_".join(parts[-2:]))

@@ -1,0 +1,1 @@
+"""What on top of the backbone? (B,D) → (B,D). Plain torch."""

@@ -1,0 +1,1 @@
+"""Which objective? (B,D) embeddings and (B,) labels → a scalar. Plain torch."""

@@ -1,0 +1,86 @@
+"""ArcFace: a margin on the angle, and what becomes of it where θ+m exceeds π."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from facelab.loss.base import require_between
+from facelab.loss.classifier import Context, MarginLoss
+
+
+class ArcFace(MarginLoss):
+    """Additive angular margin: the target logit is s·cos(θ_y + m), the others are s·cosθ_j.
+
+    Source: ArcFace, arXiv:1801.07698, equation 3.
+
+    Args:
+        embedding_size: D.
+        num_classes: C, over all ranks.
+        scale: s.
+        margin: m, in radians, 0…π/2 (0.5 rad = 28.6°).
+        gradient: ``True`` for the derivative of the formula; ``"straight_through"`` for ∂target/∂cosθ_y = 1, as in
+            arcface_torch. The true target gradient is sin(θ+m)/sinθ times the other: results of the two do not compare.
+        past_pi: the target where θ+m > π, after four public codes:
+            ``"monotone"``: cosθ − m·sin m; it keeps falling, after a jump (original ArcFace, CurricularFace);
+            ``"unguarded"``: cos(θ+m), which rises again (arcface_torch);
+            ``"clip"``: −1, without a gradient (AdaFace's code, which stops 0.001 rad earlier);
+            ``"clamp_angle"``: −1, with ∂target/∂cosθ_y = 1 (opensphere).
+
+    Raises:
+        ValueError: an option is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        scale: float,
+        margin: float,
+        gradient: bool | str,
+        past_pi: str,
+    ):
+        super().__init__(embedding_size, num_classes, scale)
+        require_between("margin", margin, 0.0, math.pi / 2)
+        self.margin = margin
+        self.gradient = _one_of("gradient", str(gradient).lower(), _GRADIENT)
+        self.past_pi = _one_of("past_pi", past_pi, _PAST_PI)
+
+    def target(self, cosine: Tensor, context: Context) -> Tensor:
+        """Return cos(θ_y + m)."""
+        within = cosine * math.cos(self.margin) - sine(cosine) * math.sin(self.margin)
+        past = cosine <= -math.cos(self.margin)
+        mapped = torch.where(past, _PAST_PI[self.past_pi](cosine, within, self.margin), within)
+        return _GRADIENT[self.gradient](cosine, mapped)
+
+
+def sine(cosine: Tensor) -> Tensor:
+    """Sine of the angle in [0, π]; at cosθ = ±1 and, by rounding, beyond it is 0, with derivative 0 instead of ∞."""
+    squared = (1 - cosine) * (1 + cosine)
+    inside = squared > 0
+    return torch.where(inside, torch.where(inside, squared, 1).sqrt(), 0)
+
+
+def straight_through(cosine: Tensor, mapped: Tensor) -> Tensor:
+    """The value of ``mapped`` with the gradient of ``cosine``."""
+    return cosine + (mapped - cosine).detach()
+
+
+_GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "true": lambda cosine, mapped: mapped,
+    "straight_through": straight_through,
+}
+# (cosine, cos(θ+m), m) → the target past π
+_PAST_PI: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "monotone": lambda cosine, within, margin: cosine - margin * math.sin(margin),
+    "unguarded": lambda cosine, within, margin: within,
+    "clip": lambda cosine, within, margin: torch.full_like(cosine, -1),
+    "clamp_angle": lambda cosine, within, margin: straight_through(cosine, torch.full_like(cosine, -1)),
+}
+
+
+def _one_of(name: str, value: str, choices: dict[str, Callable]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
+    return value

@@ -1,0 +1,49 @@
+"""What every loss is and returns, and the contract between a loss and whoever trains it on many ranks.
+
+A loss is a module called as ``loss(embeddings, labels, step)`` on this rank's part of the batch. On W ranks of
+``torch.distributed`` (every rank with the same number of rows) it keeps these promises:
+
+- the value and the logs are those of the *global* batch, the same on every rank;
+- a replicated parameter (of the backbone, or of the loss) is to be *averaged* over the ranks, as DDP does. The average
+  is the gradient that one process would have computed on the global batch; so the gradient that leaves a loss towards
+  the embeddings is W times the single-process one of these rows;
+- the parameters named by ``sharded_parameters()`` differ between ranks. Their gradient is exact as it stands: never
+  average them, and put norms and checkpoints together over all ranks.
+
+How a loss keeps them is told in ``facelab.loss.collective``.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class LossOutput(NamedTuple):
+    """The scalar to minimise and detached scalars worth a curve, such as ``accuracy``."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+class Loss(nn.Module):
+    """A loss over (B,D) embeddings and (B,) labels; pairwise losses inherit from it directly."""
+
+    def sharded_parameters(self) -> list[str]:
+        """Dotted names, relative to the loss, of the parameters of which every rank holds another part."""
+        return []
+
+    def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:
+        """Compute the loss of the global batch.
+
+        Args:
+            embeddings: (B,D) of this rank, not normalised.
+            labels: (B,) int64 of this rank, in 0…C−1.
+            step: number of the training step, counted from 0.
+        """
+        raise NotImplementedError
+
+
+def require_between(name: str, value: float, low: float, high: float) -> None:
+    """Refuse an option outside [low, high] (NaN included) with a ``ValueError`` that names it."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} is out of range: choose it between {low:g} and {high:g}")

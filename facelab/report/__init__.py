@@ -1,0 +1,1 @@
+"""What did we learn? Pictures and tables, made from a run's record alone."""

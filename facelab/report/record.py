@@ -1,0 +1,127 @@
+"""Reads a run directory's files, as many as there are; nothing of it is executed and no model is needed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One benchmark's score file.
+
+    Attributes:
+        name: of the benchmark.
+        genuine: (G,) scores, higher is more alike.
+        impostor: (I,) scores.
+        fmr: (P,) of the DET curve, ascending.
+        fnmr: (P,) of the DET curve.
+        metrics: by full key, ``lfw/accuracy``.
+        notes: by the same keys.
+        axis: what the scores are, a label for an axis.
+    """
+
+    name: str
+    genuine: np.ndarray
+    impostor: np.ndarray
+    fmr: np.ndarray
+    fnmr: np.ndarray
+    metrics: dict[str, float]
+    notes: dict[str, str]
+    axis: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run left behind.
+
+    Attributes:
+        path: the run directory.
+        history: column of metrics.csv → (rows,) float64, NaN where the cell is empty.
+        metrics: metrics.json; empty while the run is unfinished.
+        scores: the score files, that of the reported benchmark first.
+        config: config.yaml, or empty.
+    """
+
+    path: Path
+    history: dict[str, np.ndarray]
+    metrics: dict[str, Any]
+    scores: list[Scores]
+    config: dict[str, Any]
+
+    def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images seen and the values of a column where it has some, both (rows,)."""
+        values = self.history.get(key, np.empty(0))
+        known = np.isfinite(values)
+        return self.history.get("images", np.full(len(values), np.nan))[known], values[known]
+
+
+def read_record(path: Path) -> Record:
+    """Reads a run directory.
+
+    Raises:
+        FileNotFoundError: no such directory, or one that holds nothing of a run.
+        ValueError: a file of it is damaged.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such run directory; give the folder that holds metrics.csv")
+    files = sorted((path / "scores").glob("*.npz"))
+    if not files and not any((path / name).is_file() for name in ("metrics.csv", "metrics.json")):
+        raise FileNotFoundError(
+            f"{path}: not a run directory, there is neither metrics.csv nor metrics.json nor scores/"
+        )
+    metrics = _parsed(path / "metrics.json", json.loads)
+    scores = [_read_scores(file) for file in files]
+    # Benchmarks that were evaluated later lie beside the one that the run itself reports.
+    scores.sort(key=lambda one: f"{one.name}/accuracy" not in metrics)
+    return Record(
+        path, _read_history(path / "metrics.csv"), metrics, scores, _parsed(path / "config.yaml", yaml.safe_load)
+    )
+
+
+def _parsed(path: Path, parse: Any) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]}); delete it to draw without") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _read_history(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))  # a kill can cut the last line short
+    return {key: np.array([_number(row.get(key)) for row in rows]) for key in (rows[0] if rows else ()) if key}
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell) if cell else np.nan
+    except ValueError:
+        return np.nan
+
+
+def _read_scores(path: Path) -> Scores:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stamp, metrics, notes = (json.loads(str(file[key])) for key in ("stamp", "metrics", "notes"))
+            values, same = file["scores"].astype(np.float64), file["same"].astype(bool)
+            curve = file["det_fmr"], file["det_fnmr"]
+            name = str(file["name"])
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a score file ({error}); evaluate the benchmark again") from error
+    axis = str(stamp.get("score", "score"))
+    if axis == "minus squared L2 distance":  # of unit vectors: the cosine, which everybody can read
+        values, axis = 1 + values / 2, "cosine similarity"
+    return Scores(name, values[same], values[~same], *curve, metrics, notes, axis)

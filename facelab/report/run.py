@@ -1,0 +1,146 @@
+"""A run's report.png, drawn from the files of its directory alone: `python -m facelab.report.run RUN …` redraws it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from facelab.atomic import atomic
+from facelab.report import panels, style
+from facelab.report.record import Record, read_record
+
+WIDTH, HEIGHT, DPI = 13.2, 8.4, 150  # inches and dots per inch: 1,980 × 1,260 pixels
+GRID = (
+    (panels.loss, panels.accuracy, panels.histogram),
+    (panels.rate, panels.gradient, panels.det),
+)
+
+
+def draw(run: Path) -> Path:
+    """Draws report.png into a run directory: training curves, score histogram, DET curve, key numbers.
+
+    Panels whose files or rows are missing say so, so an interrupted run has a picture too.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        FileNotFoundError: ``run`` is not a run directory.
+        ValueError: a file in it is damaged.
+    """
+    run = Path(run)
+    record = read_record(run)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
+        matplotlib.rcParams.update(style.SETTINGS)
+        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
+        canvas = FigureCanvasAgg(figure)  # no pyplot: nothing global, no display, no figure left open
+        grid = figure.add_gridspec(2, 3, left=0.055, right=0.98, top=0.775, bottom=0.07, wspace=0.24, hspace=0.4)
+        for i, row in enumerate(GRID):
+            for j, panel in enumerate(row):
+                panel(figure.add_subplot(grid[i, j]), record)
+        _header(figure, record)
+        with atomic(run / "report.png") as temporary:
+            canvas.print_png(temporary)
+    return run / "report.png"
+
+
+def _header(figure: Figure, record: Record) -> None:
+    """Title, choices, and a row of key numbers."""
+    title = _title(record)
+    figure.text(0.03, 0.957, title, fontsize=min(15, 15 * 95 / len(title)), fontweight="bold", va="center")
+    figure.text(0.03, 0.923, _choices(record.config), fontsize=9, color=style.GREY, va="center")
+    numbers = key_numbers(record) or [("no result yet", "–", "")]
+    width = 0.95 / max(len(numbers) + 0.5, 7)
+    left = 0.03
+    for i, (label, value, note) in enumerate(numbers):
+        figure.text(left, 0.881, value, fontsize=14, va="center", color=style.INK if i else style.BLUE)
+        figure.text(left, 0.854, label, fontsize=8, va="center", color=style.GREY)
+        figure.text(left, 0.837, note, fontsize=7, va="center", color=style.GREY, style="italic")
+        left += width * (1 if i else 1.5)  # the first one carries its standard deviation
+    figure.add_artist(Line2D([0.03, 0.98], [0.819, 0.819], color=style.LIGHT, linewidth=0.8))
+
+
+def _title(record: Record) -> str:
+    parts = [str(record.config[key]) for key in ("name", "job") if record.config.get(key)]
+    title = " / ".join(parts) or record.path.absolute().name
+    title = title if len(title) <= 150 else title[:149] + "…"
+    return title if record.metrics else f"{title}  (not finished)"
+
+
+def _choices(config: Mapping[str, Any]) -> str:
+    """The configuration in a line: classes and the settings that one asks for first."""
+    words = []
+    for group, keys in SHOWN.items():
+        node = config.get(group)
+        if group == "seed" and node is not None:
+            words.append(f"seed {node}")
+        if not isinstance(node, Mapping):
+            continue
+        kind = str(node.get("_target_", "")).rsplit(".", 1)[-1]
+        settings = [f"{name} {node[key]}" for key, name in keys.items() if node.get(key) is not None]
+        words += [" ".join(filter(None, [kind, *settings]))] if group != "trainer" else settings
+    line = "  ·  ".join(filter(None, words))
+    return line if len(line) <= 190 else line[:189] + "…"
+
+
+SHOWN: dict[str, dict[str, str]] = {
+    "loss": {"scale": "s", "margin": "m"},
+    "backbone": {"embedding_size": "D"},
+    "data": {"identities": "identities"},
+    "optimizer": {"lr": "rate"},
+    "trainer": {"batch_size": "batch", "epochs": "epochs", "precision": "precision"},
+    "seed": {},
+}
+
+
+def key_numbers(record: Record) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the key numbers, as many as there are: the reported benchmark first."""
+    numbers = []
+    metrics = record.metrics
+    if record.scores:
+        scores = record.scores[0]
+        measured, name = scores.metrics, scores.name
+        if f"{name}/accuracy" in measured:
+            spread = 100 * measured.get(f"{name}/accuracy_std", 0)
+            value = f"{100 * measured[f'{name}/accuracy']:.2f} ± {spread:.2f} %"
+            numbers.append((f"{name} accuracy", value, "± standard deviation of the folds"))
+        targets = [key for key in measured if key.startswith(f"{name}/tar@far=")]
+        for key in sorted(targets, key=lambda key: -float(key.split("=")[1])):
+            note = scores.notes.get(key, "")
+            numbers.append((f"TAR at FAR {key.split('=')[1]}", style.percent(measured[key]), note))
+        if f"{name}/eer" in measured:
+            numbers.append(("EER", style.percent(measured[f"{name}/eer"]), ""))
+    if "val/accuracy" in metrics:
+        numbers.append(("val accuracy", style.percent(metrics["val/accuracy"]), "held out; chose the checkpoint"))
+    for key, label in (("parameters", "parameters"), ("images", "images seen")):
+        if key in metrics:
+            numbers.append((label, style.count(metrics[key]), ""))
+    if "images_per_s" in metrics:
+        numbers.append(("images / s", f"{metrics['images_per_s']:,.0f}", ""))
+    return numbers
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="facelab.report.run", description="Redraws report.png of run directories.")
+    parser.add_argument("run", nargs="+", type=Path, help="a folder that holds metrics.csv")
+    for run in parser.parse_args().run:
+        try:
+            print(draw(run))
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

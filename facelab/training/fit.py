@@ -1,0 +1,269 @@
+"""One run, from its configuration to its report."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from facelab.backbone.complexity import count_macs, count_parameters
+from facelab.benchmark.scores import save_scores
+from facelab.loss.base import Loss
+from facelab.report import run as report
+from facelab.training import checkpoint
+from facelab.training.checkpoint import Progress
+from facelab.training.datamodule import FaceData
+from facelab.training.keeper import Keeper, Recorder
+from facelab.training.logging import Copy
+from facelab.training.module import INPUT, FaceModule
+from facelab.training.options import TrainerOptions
+from facelab.training.preemption import Interrupted, StopRequest
+from facelab.training.progress import Display, console, show_choices, show_result
+from facelab.training.record import History, RunDirectory
+from facelab.training.strategy import keep_memory, launched_rank, strategy
+
+# What a data group says beside the data set itself.
+COMMON = ("holdout", "augment", "loader")
+
+
+@dataclass
+class Run:
+    """The parts of a run, built and checked, before anything has been trained."""
+
+    config: Any  # DictConfig, for instantiation
+    plain: dict[str, Any]  # the same, resolved, as plain values
+    options: TrainerOptions
+    progress: Progress
+    data: FaceData
+    module: FaceModule
+    network: Any  # the backbone's shapes, without values
+    directory: RunDirectory
+
+
+def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) -> dict[str, float]:
+    """Trains, validates, keeps, reports.
+
+    Args:
+        config: the composed configuration.
+        plain: the same, resolved, as plain dicts, lists and scalars.
+        where: the run directory.
+        one_process: whether this is a job of a multirun without a launcher for several processes.
+
+    Returns:
+        The final numbers, as in metrics.json.
+
+    Raises:
+        ValueError, FileNotFoundError: something in the configuration or its files is wrong; said before training.
+        Interrupted: a signal asked the run to stop; it has saved its checkpoint.
+    """
+    _quiet()
+    options = instantiate(config.trainer)
+    if not options.on_gpu:
+        keep_memory()
+    if one_process and options.world > 1:
+        raise ValueError(
+            f"trainer.devices × trainer.num_nodes is {options.world}, and in a multirun every further process would "
+            "start a multirun of its own: use hydra/launcher=submitit_local or submitit_slurm, or run point by point"
+        )
+    writes = launched_rank() == 0
+    with closing(RunDirectory(where, plain, writes)) as directory:
+        if directory.finished:
+            return _show_finished(directory)
+        run = _build(config, plain, options, directory)
+        return _train(run, writes)
+
+
+def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
+    if type(config.seed) is not int or config.seed < 0:
+        raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
+    progress = Progress()
+    if directory.resumable:
+        progress = Progress(**checkpoint.read_meta(directory.last)["progress"])
+    source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
+    augment = instantiate(config.data.augment)
+    benchmark = instantiate(config.benchmark)
+    recipe = instantiate(config.optimizer)
+    data = FaceData(
+        source,
+        plain["data"]["holdout"],
+        plain["data"]["loader"],
+        benchmark,
+        options,
+        config.seed,
+        augment.draws,
+        progress,
+    )
+
+    # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.
+    with torch.device("meta"):
+        network = instantiate(config.backbone)
+        instantiate(config.head)
+        instantiate(config.loss, embedding_size=network.embedding_size, num_classes=2)
+    data.look()
+
+    def build() -> tuple[nn.Module, nn.Module, Loss]:
+        backbone, head = instantiate(config.backbone), instantiate(config.head)
+        loss = instantiate(config.loss, embedding_size=backbone.embedding_size, num_classes=data.num_classes)
+        return backbone, head, loss
+
+    module = FaceModule(build, augment, recipe, benchmark, data, progress, config.seed)
+    return Run(config, plain, options, progress, data, module, network, directory)
+
+
+def _train(run: Run, writes: bool) -> dict[str, float]:
+    plain, progress, directory = run.plain, run.progress, run.directory
+    copy, history = Copy(None), None
+    try:
+        if writes:
+            copy.logger = _logger(run)  # may refuse its options: only then does the folder belong to this run
+            directory.start(plain)
+            resumed = progress.step if directory.resumable else -1
+            history = History(directory.path / "metrics.csv", resumed, progress.validated)
+            directory.describe(plain["seed"], {"wandb": copy.version})
+            show_choices(_choices(run), str(directory.path))
+        with StopRequest() as stop:
+            keeper = _keeper(run, stop)
+            recorder = Recorder(history, copy, run.options.log_every)
+            trainer = _trainer(run, [recorder, keeper, Display(run.options.progress and writes)])
+            _fit(run, trainer)
+            if writes:
+                print(f"scoring {run.data.report.name} …", flush=True)
+            trainer.test(run.module, datamodule=run.data, verbose=False)
+        if not writes:
+            return {}
+        result = run.module.result
+        metrics = _final(run, keeper.reported["step"], result)
+        save_scores(directory.path / "scores" / f"{result.name}.npz", result)
+        directory.finish(metrics)
+        picture = report.draw(directory.path)
+        copy.publish(metrics, picture)
+        show_result(metrics, result.notes, str(directory.path))
+        return metrics
+    except KeyboardInterrupt:  # before the signals are ours, or after
+        if not (directory.path / "config.yaml").is_file():
+            raise
+        raise Interrupted(f"interrupted; the same command, started again, goes on in {directory.path}") from None
+    finally:
+        if history is not None:
+            history.close()
+        copy.finish()
+
+
+def _fit(run: Run, trainer: pl.Trainer) -> None:
+    """From where the run stands to its last step."""
+    module, progress, data = run.module, run.progress, run.data
+    trainer.strategy.connect(module)
+    if progress.validated < progress.step and data.validates_at(progress.step) and data.selection is not None:
+        # The untrained network's accuracy is the first point of the curve; or a validation was given up by a signal.
+        trainer.validate(module, datamodule=data, verbose=False)
+    if data.segments_left:
+        trainer.fit_loop.max_epochs = data.segments_left
+        trainer.fit(module, datamodule=data)
+
+
+def _keeper(run: Run, stop: StopRequest) -> Keeper:
+    meta = {"config": run.plain, "num_classes": run.data.num_classes, "input": INPUT}
+    return Keeper(run.directory, stop, meta, run.options.save_every_steps, run.options.save_every_minutes)
+
+
+def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
+    options = run.options
+    if options.on_gpu:
+        torch.backends.cudnn.benchmark = not options.deterministic
+        torch.set_float32_matmul_precision("high")
+    return pl.Trainer(
+        accelerator="gpu" if options.on_gpu else "cpu",
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=strategy(options.world),
+        precision=options.lightning_precision,  # type: ignore[arg-type]
+        deterministic=options.deterministic,
+        callbacks=callbacks,
+        logger=False,  # our own Recorder writes, and outlives a W&B that fails
+        max_epochs=1,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _logger(run: Run) -> Any:
+    plain = run.plain
+    return instantiate(run.config.logger, _partial_=True)(
+        run=run.directory.path,
+        config=plain,
+        group=plain["name"],
+        job=plain["job"],
+        tags=[_kind(plain[group]) for group in ("loss", "backbone", "data")],
+    )
+
+
+def _kind(node: Mapping[str, Any]) -> str:
+    """The class that a group's choice stands for."""
+    return str(node["_target_"]).rsplit(".", 1)[-1]
+
+
+def _choices(run: Run) -> dict[str, str]:
+    plain, data, options = run.plain, run.data, run.options
+    network = run.network
+    device = "GPU" if options.on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    size = data.source.size
+    return {
+        "backbone": f"{_kind(plain['backbone'])}, {count_parameters(network):,} parameters, "
+        f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}",
+        "loss": _kind(plain["loss"])
+        + "".join(f", {k} {v}" for k, v in plain["loss"].items() if k in ("scale", "margin")),
+        "data": f"{_kind(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
+        "held out": "nobody"
+        if data.selection is None
+        else f"{len(data.selection.pairs):,} pairs of {len(data.selection):,} images choose best.ckpt",
+        "reported": f"{data.report.name}: {len(data.report.pairs):,} pairs of {len(data.report):,} images",
+        "schedule": f"{data.steps:,} steps of {options.batch_size} images = {data.steps / data.steps_per_epoch:.3g} "
+        f"epochs; {_kind(plain['optimizer'])}, rate {run.module.recipe.lr:g}, "
+        f"{_kind(plain['optimizer']['schedule']).lower()}",
+        "device": f"{device}, {options.lightning_precision}" + (f", {options.world} processes" * (options.world > 1)),
+        "start": f"resumed at step {run.progress.step:,}" if run.directory.resumable else "from the first step",
+    }
+
+
+def _final(run: Run, step: int, result: Any) -> dict[str, float]:
+    progress = run.progress
+    return {
+        **result.metrics,
+        **progress.best,
+        "best_step": step,
+        "steps": progress.step,
+        "images": progress.images,
+        "seconds": round(progress.seconds, 1),
+        "images_per_s": round(progress.images / max(progress.seconds, 1e-9), 1),
+        "parameters": count_parameters(run.module.backbone),
+        "identities": run.data.num_classes,
+    }
+
+
+def _show_finished(directory: RunDirectory) -> dict[str, float]:
+    metrics = directory.metrics()
+    if directory.writes:
+        if not (directory.path / "report.png").is_file():
+            report.draw(directory.path)
+        console().print("This run is finished; nothing was trained. Delete its folder to run it again.\n")
+        show_result(metrics, {}, str(directory.path))
+    return metrics
+
+
+def _quiet() -> None:
+    """Lightning's remarks that do not hold here: the loaders are our own, and so are the checkpoints."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="lightning_fabric")

@@ -1,0 +1,192 @@
+"""Callbacks that keep what a run found: rows of its history, checkpoints, and its word when it is asked to stop."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import distributed as dist
+
+from facelab.loss.collective import rank_and_world
+from facelab.training import checkpoint
+from facelab.training.logging import Copy
+from facelab.training.preemption import Interrupted, StopRequest
+from facelab.training.record import History, RunDirectory
+
+VOTE_EVERY = 8  # steps: a vote of several ranks waits for their devices, and a signal can wait for a few steps
+
+
+class Recorder(pl.Callback):
+    """Writes metrics.csv, and the same rows to W&B.
+
+    Args:
+        history: the file; None on ranks that do not write.
+        copy: where the rows go besides.
+        every: steps between two rows of training.
+    """
+
+    def __init__(self, history: History | None, copy: Copy, every: int):
+        self.history, self.copy, self.every = history, copy, every
+        self._since = (time.perf_counter(), 0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """The clock of images/s starts anew, so that a validation's time is not counted as training's."""
+        self._since = (time.perf_counter(), module.progress.images)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A row every so many steps, and at the end of a segment."""
+        progress, data = module.progress, module.data
+        ends = data.validates_at(progress.step)
+        if progress.step % self.every and not ends:
+            return
+        means = module.take_window()
+        then, images = self._since
+        elapsed = time.perf_counter() - then
+        progress.seconds += elapsed
+        self._since = (time.perf_counter(), progress.images)
+        row = {
+            "lr": module.rate(progress.step - 1),
+            "train/loss": means["loss"],
+            "train/accuracy": means["accuracy"],
+            "train/grad_norm": means["grad_norm"],
+            "images_per_s": (progress.images - images) / elapsed,
+        }
+        self._write(module, row)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """One row."""
+        self._write(module, module.result.metrics)
+
+    def _write(self, module: Any, values: dict[str, float]) -> None:
+        if self.history is None:
+            return
+        progress = module.progress
+        where = {
+            "step": progress.step,
+            "images": progress.images,
+            "epoch": progress.step / module.data.steps_per_epoch,
+            "seconds": round(progress.seconds, 3),
+        }
+        self.history.write({**where, **values})
+        self.copy.log({**where, **values}, progress.step)
+
+
+class Keeper(pl.Callback):
+    """Saves and restores last.ckpt and best.ckpt, and answers a request to stop.
+
+    Args:
+        run: where they go.
+        stop: what signals have asked for.
+        meta: what a checkpoint says of itself beside its progress: configuration, classes, input convention.
+        every_steps: steps between two savings; None: at validations only.
+        every_minutes: the same in minutes.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        stop: StopRequest,
+        meta: dict[str, Any],
+        every_steps: int | None,
+        every_minutes: float | None,
+    ):
+        self.run, self.stop, self.meta = run, stop, meta
+        self.every_steps, self.every_minutes = every_steps, every_minutes
+        self.resumed = run.resumable
+        self.reported: dict[str, Any] = {}  # what the checkpoint says that is reported
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Everything is put back as it was when the run stopped."""
+        if self.resumed:
+            checkpoint.load(self.run.last, module, trainer.optimizers[0])
+            module.unpack_window()
+            self.resumed = False
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """A validation that was given up is made good before training goes on, with the weights of then."""
+        if self.resumed:
+            checkpoint.load(self.run.last, module)
+            module.unpack_window()
+
+    def on_test_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """The report is on the best checkpoint, or on the last where nobody was held out to choose by."""
+        chosen = self.run.best if self.run.best.is_file() else self.run.last
+        self.reported = checkpoint.load(chosen, module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Between validations; where one is due, what it finds is saved with the step."""
+        step = module.progress.step
+        if rank_and_world()[1] > 1 and step % VOTE_EVERY and not self._is_due(step):
+            return
+        late = self.every_minutes is not None and time.monotonic() - self._saved > 60 * self.every_minutes
+        asked, late = self._agree(module, self.stop.received is not None, late)
+        if asked or ((self._is_due(step) or late) and not module.data.validates_at(step)):
+            self.save(trainer, module)
+        if asked:
+            self._leave(module)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, *rest: Any) -> None:
+        """A validation is given up; the run goes on with it when it is started again.
+
+        Several ranks end it first: they may have unequal numbers of batches, so they cannot vote after each.
+        """
+        if self.stop.received is not None and rank_and_world()[1] == 1:
+            self.save(trainer, module)
+            self._leave(module)
+
+    def on_test_batch_end(self, trainer: pl.Trainer, module: Any, *rest: Any) -> None:
+        """All training is done and saved: the report is simply made at the next start."""
+        if self.stop.received is not None and rank_and_world()[1] == 1:
+            self._leave(module)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Chooses the best by accuracy, and of equals by area under the curve; then saves."""
+        progress = module.progress
+        metrics = module.result.metrics
+        # Accuracy on a few thousand pairs comes in steps; the area orders what falls on the same step.
+        score = metrics["val/accuracy"] + 1e-6 * metrics["val/auc"]
+        progress.validated = progress.step
+        if score > progress.best_score:
+            progress.best_score, progress.best_step, progress.best = score, progress.step, metrics
+            checkpoint.save(self.run.best, module, None, self._describe(module))
+        self.save(trainer, module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """A segment's end without identities to validate on."""
+        if module.data.selection is None:
+            self.save(trainer, module)
+
+    def save(self, trainer: pl.Trainer, module: Any) -> None:
+        """Writes last.ckpt."""
+        if self.resumed and not trainer.optimizers:
+            # A validation made good before training goes on: the tensors of last.ckpt, momentum included, still hold.
+            checkpoint.amend(self.run.last, self._describe(module))
+        else:
+            # Before the first step there is no optimizer, and nothing of it to keep.
+            optimizer = trainer.optimizers[0] if trainer.optimizers else None
+            checkpoint.save(self.run.last, module, optimizer, self._describe(module))
+        self._saved = time.monotonic()
+
+    def _describe(self, module: Any) -> dict[str, Any]:
+        module.pack_window()
+        return {"step": module.progress.step, "progress": asdict(module.progress), **self.meta}
+
+    def _is_due(self, step: int) -> bool:
+        return self.every_steps is not None and step % self.every_steps == 0
+
+    def _agree(self, module: Any, *flags: bool) -> tuple[bool, ...]:
+        """What any rank wants, all do: a saving needs every rank at the same step."""
+        if rank_and_world()[1] == 1:
+            return flags
+        votes = torch.tensor([float(flag) for flag in flags], device=module.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return tuple(bool(vote) for vote in votes)
+
+    def _leave(self, module: Any) -> None:
+        step, steps = module.progress.step, module.data.steps
+        raise Interrupted(
+            f"stopped by {self.stop.received or 'a signal to another rank'} after step {step:,} of {steps:,}; "
+            f"saved {self.run.last}. The same command, started again, goes on from there."
+        )

@@ -1,0 +1,213 @@
+"""The LightningModule: one optimizer step on a global batch, and embeddings for verification.
+
+Optimization is manual in Lightning's sense, because a run promises what the automatic one does not give: the rate as a
+pure function of the step, an average over accumulated parts of any size, and one gradient norm over all ranks.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from facelab.data.augment import normalise
+from facelab.data.plan import step_seed
+from facelab.data.torch_loader import Batch
+from facelab.loss.base import Loss
+from facelab.loss.collective import rank_and_world
+from facelab.training.checkpoint import Progress
+from facelab.training.optimization import Recipe
+from facelab.training.strategy import clip_gradients, deal_in, exclude_from_ddp, no_sync, share_buffers
+
+# The batch norm of the InsightFace family takes (x − 127.5)/127.5, RGB; a checkpoint says so.
+INPUT = {"color": "rgb", "mean": 127.5, "std": 127.5}
+
+
+class FaceModule(pl.LightningModule):
+    """Backbone, head and loss, trained together.
+
+    Args:
+        build: makes (backbone, head, loss); called once, when the ranks have found each other.
+        augment: (uint8 images (B,H,W,3), draws (B,k)) → uint8 images, on the device.
+        recipe: optimizer and schedule.
+        benchmark: turns embeddings and a pair set into metrics.
+        data: the datamodule: numbers of steps, pair sets.
+        progress: where the run stands; this module moves it.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], tuple[nn.Module, nn.Module, Loss]],
+        augment: nn.Module,
+        recipe: Recipe,
+        benchmark: Any,
+        data: Any,
+        progress: Progress,
+        seed: int,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.build, self.augment, self.recipe = build, augment, recipe
+        self.benchmark, self.data, self.progress, self.seed = benchmark, data, progress, seed
+        self.accumulate: int = data.options.accumulate
+        self.result: Any = None
+        self._embedded: list[Tensor] = []
+        self._last: Tensor | None = None
+        self._sums = {key: torch.zeros((), dtype=torch.float64) for key in ("loss", "accuracy", "grad_norm")}
+
+    def configure_model(self) -> None:
+        """Builds the networks, with the same initial values on every rank and for every number of ranks."""
+        if hasattr(self, "backbone"):
+            return
+        torch.manual_seed(step_seed(self.seed, 0, 0))
+        backbone, self.head, self.loss = self.build()
+        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.sharded = [f"loss.{name}" for name in self.loss.sharded_parameters()]
+        exclude_from_ddp(self, self.sharded)
+        if self.data.options.compile:
+            self.backbone.compile()
+
+    @property
+    def shard_start(self) -> int:
+        """First class of this rank's shard."""
+        return self.loss.classifier.start  # type: ignore[union-attr,return-value]
+
+    @property
+    def shard_stop(self) -> int:
+        """One past the last class of this rank's shard."""
+        return self.loss.classifier.stop  # type: ignore[union-attr,return-value]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) in [−1,1] → (B,D) embeddings, not normalised."""
+        return self.head(self.backbone(images))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer; its rate is set at every step."""
+        return self.recipe.build(self)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.recipe.rate(step, self.data.steps, self.data.steps_per_epoch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step on this rank's share of the global batch."""
+        step = self.progress.step
+        rank, world = rank_and_world()
+        # Dropout and its like are functions of (seed, step, rank): a resumed step draws what it would have drawn.
+        torch.manual_seed(step_seed(self.seed, step, rank))
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        optimizer.zero_grad()
+        images = self.augment(batch.images, batch.draws)
+        parts = list(zip(images.tensor_split(self.accumulate), batch.labels.tensor_split(self.accumulate), strict=True))
+        for number, (part, labels) in enumerate(parts, start=1):
+            share = len(labels) / len(batch.labels)
+            with nullcontext() if number == len(parts) else no_sync(self.trainer.strategy):
+                output = self.loss(self(normalise(part)), labels, step)
+                self.manual_backward(output.loss * share)
+            self._last = output.loss.detach()
+            self._add("loss", self._last * share)
+            self._add("accuracy", output.logs["accuracy"] * share if "accuracy" in output.logs else None)
+        self._add("grad_norm", self._clip())
+        optimizer.step()
+        self.progress.step += 1
+        self.progress.images += len(batch.labels) * world
+        self.progress.window["count"] = self.progress.window.get("count", 0) + 1
+
+    def _clip(self) -> Tensor:
+        named = [(name, p) for name, p in self.named_parameters() if p.grad is not None]
+        _, world = rank_and_world()
+        shards = [p for name, p in named if world > 1 and name in self.sharded]
+        others = [p for name, p in named if world == 1 or name not in self.sharded]
+        return clip_gradients(others, shards, self.recipe.clip_norm)
+
+    def _add(self, key: str, value: Tensor | None) -> None:
+        if value is not None:
+            self._sums[key] = self._sums[key].to(value.device) + value.double()
+
+    def last_loss(self) -> float | None:
+        """The loss of the latest step; reading it waits for the device."""
+        return None if self._last is None else float(self._last)
+
+    def pack_window(self) -> None:
+        """Puts the sums since the last log row into `progress`, for a checkpoint."""
+        self.progress.window.update({key: float(value) for key, value in self._sums.items()})
+
+    def unpack_window(self) -> None:
+        """Takes them back from there."""
+        window = self.progress.window
+        self._sums = {key: torch.tensor(window.get(key, 0.0), dtype=torch.float64) for key in self._sums}
+
+    def take_window(self) -> dict[str, float]:
+        """The means since the last log row, and a fresh start.
+
+        Raises:
+            ValueError: where the loss is not finite any more.
+        """
+        count = max(self.progress.window.get("count", 0), 1)
+        means = {key: float(value) / count for key, value in self._sums.items()}
+        self.progress.window.clear()
+        self.unpack_window()
+        step = self.progress.step
+        if not means["loss"] - means["loss"] == 0:
+            raise ValueError(
+                f"the loss is {means['loss']} by step {step} (learning rate {self.rate(step - 1):.2e}, gradient norm "
+                f"{means['grad_norm']:.3g}): lower optimizer.lr, lengthen the warm-up, or set trainer.precision=fp32; "
+                "the last checkpoint is from before"
+            )
+        return means
+
+    def on_validation_start(self) -> None:
+        """All ranks embed with the batch norms of rank 0, which a checkpoint holds: it keeps what is measured."""
+        if self.progress.step == 0:
+            self._calibrate()
+        share_buffers(self.backbone, self.head)
+
+    def _calibrate(self) -> None:
+        """Gives the untrained network's batch norms the statistics of the first batch.
+
+        Training never reads them, and forgets where they began. But with the mean 0 and variance 1 that they are made
+        with, the activations of an untrained r100 grow until they are no numbers any more.
+        """
+        norms = [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        batch = next(iter(self.data.train_dataloader()))
+        torch.manual_seed(step_seed(self.seed, 0, 0))
+        self.backbone.train()
+        for norm in norms:
+            norm.momentum = 1.0
+        self.backbone.forward(normalise(batch.images.to(self.device)))  # not worth compiling for one batch
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.backbone.eval()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Embeds a batch of a pair set."""
+        images = normalise(batch.images)
+        embeddings = self(images).float()
+        if self.benchmark.mirror:
+            embeddings = embeddings + self(images.flip(3)).float()
+        self._embedded.append(embeddings)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same for the reported benchmark."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores the held-out training identities."""
+        self.result = self._score(self.data.selection)
+
+    def on_test_epoch_end(self) -> None:
+        """Scores the reported benchmark."""
+        self.result = self._score(self.data.report)
+
+    def _score(self, pairs: Any) -> Any:
+        none = torch.empty(0, self.backbone.embedding_size, device=self.device)  # type: ignore[call-overload]
+        rows = torch.cat([none, *self._embedded])
+        self._embedded = []
+        return self.benchmark.evaluate(deal_in(rows, len(pairs)).cpu().numpy(), pairs)

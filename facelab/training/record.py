@@ -1,0 +1,264 @@
+"""The run directory: one folder that holds all that a run was and found, and that knows how to go on.
+
+See docs/run_directory.md for its files. Its life: started again, an unfinished run resumes, a finished one shows its
+result, and another configuration in the same place is refused.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from facelab.atomic import UNFINISHED, atomic
+
+# What may differ between two starts of one experiment: it changes where and how comfortably it runs, not its result.
+FREE = (
+    "out",
+    "name",
+    "job",
+    "logger",
+    "data.loader",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.progress",
+    "trainer.save_every_steps",
+    "trainer.save_every_minutes",
+)
+COLUMNS = (
+    "step",
+    "images",
+    "epoch",
+    "lr",
+    "train/loss",
+    "train/accuracy",
+    "train/grad_norm",
+    "images_per_s",
+    "seconds",
+    "val/accuracy",
+    "val/accuracy_std",
+    "val/auc",
+    "val/eer",
+)
+PACKAGES = ("facelab", "torch", "pytorch-lightning", "hydra-core", "numpy", "opencv-python-headless", "timm", "wandb")
+
+
+class RunDirectory:
+    """A run's folder.
+
+    Args:
+        path: the folder; made if it is not there.
+        config: the resolved configuration as plain dicts, lists and scalars.
+        writes: whether this process writes (rank 0); the others only read.
+
+    Raises:
+        ValueError: where the folder holds a run of another configuration (the differing keys are named), belongs to a
+            running process, or cannot be written.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], writes: bool = True):
+        self.path, self.writes = path, writes
+        self.last = path / "checkpoints" / "last.ckpt"
+        self.best = path / "checkpoints" / "best.ckpt"
+        self._lock: io.TextIOWrapper | None = None
+        if writes:
+            try:
+                self.last.parent.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+                for half_written in self.path.rglob(f"{UNFINISHED}*"):  # by a process that was killed
+                    half_written.unlink()
+            except OSError as error:
+                raise ValueError(
+                    f"run directory {path} cannot be written ({error.strerror}): give another place with out=FOLDER"
+                ) from None
+        stored = path / "config.yaml"
+        if stored.is_file():
+            try:
+                before = yaml.safe_load(stored.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                before = None
+            if not isinstance(before, Mapping):
+                self.close()
+                raise ValueError(
+                    f"{stored} is no configuration, so nobody can tell whose run this is: delete that folder, or give "
+                    "this run another place with name=… or job=…"
+                )
+            differing = differences(before, config)
+            if differing:
+                self.close()
+                raise ValueError(
+                    f"run directory {path} holds a run of another configuration ({'; '.join(differing)}): "
+                    "give this one another place with name=… or job=…, or delete that folder"
+                )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end: metrics.json is the last file it writes."""
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.last.is_file()
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Writes config.yaml, once all choices have proved sound: from then on the folder belongs to them."""
+        if not (self.path / "config.yaml").is_file():
+            with atomic(self.path / "config.yaml") as temporary:
+                temporary.write_text(
+                    yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
+                )
+
+    def metrics(self) -> dict[str, float]:
+        """The final numbers of a finished run."""
+        return json.loads((self.path / "metrics.json").read_text())
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Writes the final numbers, which ends the run."""
+        with atomic(self.path / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(dict(metrics), indent=2) + "\n")
+
+    def describe(self, seed: int, extra: Mapping[str, Any]) -> None:
+        """Writes environment.json: versions, machine, git commit, seed, and one line for every start."""
+        file = self.path / "environment.json"
+        starts = json.loads(file.read_text())["starts"] if file.is_file() else []
+        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": _command(), **_machine()})
+        with atomic(file) as temporary:
+            content = {"seed": seed, **extra, "git": _commit(), "versions": _versions(), "starts": starts}
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+    def _take_lock(self) -> None:
+        # The kernel drops the lock with the process, however that ends: no stale lock can be left.
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise ValueError(
+                f"run directory {self.path} is in use by another process: wait for it, or give this run another place "
+                "with name=… or job=…"
+            ) from None
+
+    def close(self) -> None:
+        """Gives the lock back; a folder in which no run ever began is taken away."""
+        if self._lock is not None:
+            if not (self.path / "config.yaml").is_file():
+                (self.path / ".lock").unlink(missing_ok=True)
+                shutil.rmtree(self.path / "wandb", ignore_errors=True)  # of a W&B run that was started in vain
+                with contextlib.suppress(OSError):  # not empty: somebody keeps other things there
+                    self.last.parent.rmdir()
+                    self.path.rmdir()
+            self._lock.close()
+            self._lock = None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys in which two configurations are different experiments, each as 'key: before → now'."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    differing = [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE)]
+    return [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in differing]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class History:
+    """metrics.csv: a row a log step and a row a validation, in order of steps, each flushed when written.
+
+    Args:
+        path: the file.
+        resumed_step: rows after this step belong to a future that will be trained again; they are dropped.
+        validated_step: so do validations after this one.
+    """
+
+    def __init__(self, path: Path, resumed_step: int, validated_step: int):
+        self.path = path
+        with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            for row in read_history(path):
+                if int(row["step"]) <= (validated_step if row["val/accuracy"] else resumed_step):
+                    writer.writerow(row)
+        self._file = open(path, "a", newline="")  # noqa: SIM115
+        self._writer = csv.DictWriter(self._file, COLUMNS, restval="", extrasaction="ignore")
+
+    def write(self, row: Mapping[str, float | int]) -> None:
+        """Appends one row; cells that it lacks stay empty."""
+        try:
+            self._writer.writerow(row)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self.path} cannot be written ({error.strerror}): mend that (free some space), and start the same "
+                "command again; it goes on from the last checkpoint"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):  # what a full disk has not taken, the next start writes again
+            self._file.close()
+
+
+def read_history(path: Path) -> list[dict[str, str]]:
+    """The complete rows of a metrics.csv; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        text = file.read()
+    complete = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(io.StringIO(complete)))
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _commit() -> dict[str, Any] | None:
+    """Commit and cleanliness of the checkout that this code runs from; None outside one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "uncommitted_changes": bool(changes.stdout.strip())}
+
+
+def _command() -> str:
+    return " ".join([Path(sys.executable).name, *sys.argv])

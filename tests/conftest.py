@@ -1,0 +1,38 @@
+"""What all tests share."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Examples take as long as a busy machine lets them; only wrong results are failures.
+settings.register_profile("facelab", deadline=None)
+settings.load_profile("facelab")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """These tensors are tiny: waking a second thread costs more than the work, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """A door opened in this process leaves Hydra's log handlers behind, for a folder that goes with its test."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = handlers, level
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real faces beside the checkout; a test that takes it is marked `data`."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real faces of ../shared/data, which are not here")
+    return folder

@@ -1,0 +1,35 @@
+"""Every yaml of conf/loss builds, and its keys are exactly the constructor's."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+CONF = sorted((Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
+GIVEN = {"embedding_size", "num_classes"}  # by the training room
+
+
+@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
+def test_every_loss_builds_and_descends(path):
+    conf = OmegaConf.load(path)
+    parameters = inspect.signature(get_class(conf._target_)).parameters
+    assert set(conf) - {"_target_"} == set(parameters) - GIVEN
+    assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values())
+    torch.manual_seed(0)
+    loss = instantiate(conf, embedding_size=8, num_classes=5)
+    embeddings, labels = torch.randn(10, 8, requires_grad=True), torch.arange(10) % 5
+    values = []
+    for step in range(3):
+        value, logs = loss(embeddings, labels, step)
+        (gradient,) = torch.autograd.grad(value, embeddings)
+        embeddings = (embeddings - 0.1 * gradient).detach().requires_grad_()
+        values.append(value.item())
+        assert not any(entry.requires_grad for entry in logs.values())
+    assert values[-1] < values[0]
+
+
+def test_there_are_losses():
+    assert {"softmax", "norm_softmax", "arcface", "cosface"} <= {path.stem for path in CONF}

@@ -1,0 +1,180 @@
+"""Two and three processes compute what one process computes, in float64 to 1e-10."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from facelab.loss.arcface import ArcFace
+from facelab.loss.classifier import ClassCentres, MarginLoss
+from facelab.loss.collective import enter_shards, sum_over_shards
+from facelab.loss.cosface import CosFace
+from facelab.loss.softmax import Softmax
+
+B, D, C = 12, 8, 11  # neither 2 nor 3 divides C
+STEP = 4
+WORLDS = (2, 3)
+
+
+class EveryHook(MarginLoss):
+    """All that a later margin may do: gradients through norms and own parameters, in and across the shards."""
+
+    def __init__(self, embedding_size, num_classes, scale):
+        super().__init__(embedding_size, num_classes, scale)
+        self.margins = torch.nn.Parameter(torch.linspace(0.1, 0.4, num_classes))
+        self.bias = torch.nn.Parameter(torch.tensor(0.2))
+        self.register_buffer("mean_norm", torch.tensor(2.0))
+
+    def row_scale(self, context):
+        return 2 * context.norms
+
+    def target(self, cosine, context):
+        self.mean_norm = 0.9 * self.mean_norm + 0.1 * context.norms.detach().mean()
+        return cosine - self.margins[context.labels] * context.norms / self.mean_norm
+
+    def non_target(self, cosines, target, context):
+        return cosines * (1 + target[:, None].sigmoid()) + enter_shards(self.bias)
+
+    def regulariser(self, context):
+        return 0.1 * (1 / context.norms).mean() - self.margins.mean()
+
+
+class OneAgainstAll(MarginLoss):
+    """Another reduction: every class is a binary question, with a learnable bias."""
+
+    def __init__(self, embedding_size, num_classes, scale):
+        super().__init__(embedding_size, num_classes, scale)
+        self.bias = torch.nn.Parameter(torch.tensor(-0.3))
+
+    def reduction(self, others, target, context):
+        others = torch.nn.functional.softplus(others + enter_shards(self.bias))
+        others = others.masked_fill(self.classifier.is_target(context.labels), 0).sum(dim=1)
+        return (torch.nn.functional.softplus(-target - self.bias) + sum_over_shards(others)).mean()
+
+
+LOSSES = {
+    "softmax": lambda: Softmax(D, C),
+    "norm_softmax": lambda: MarginLoss(D, C, 30.0),
+    "arcface": lambda: ArcFace(D, C, scale=30.0, margin=0.5, gradient=True, past_pi="monotone"),
+    "arcface_straight": lambda: ArcFace(D, C, scale=30.0, margin=0.5, gradient="straight_through", past_pi="unguarded"),
+    "cosface": lambda: CosFace(D, C, scale=30.0, margin=0.35),
+    "every_hook": lambda: EveryHook(D, C, 30.0),
+    "one_against_all": lambda: OneAgainstAll(D, C, 30.0),
+}
+
+
+def whole_batch():
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(B, D, generator=generator, dtype=torch.float64)
+    labels = torch.randint(C, (B,), generator=generator)
+    weight = torch.randn(C, D, generator=generator, dtype=torch.float64)
+    # Half of the rows near their centre, so that the accuracy is neither 0 nor 1.
+    images[::2] = weight[labels[::2]] + 0.3 * images[::2]
+    return images, labels, weight
+
+
+def compute(build, rank, world, ddp):
+    """Loss, logs and all gradients of one rank: of the embeddings, the loss's parameters, the backbone's average."""
+    images, labels, weight = whole_batch()
+    loss = build().double()
+    loss.classifier.weight.data = weight[loss.classifier.start : loss.classifier.stop].clone()
+    mine = slice(rank * B // world, (rank + 1) * B // world)
+
+    embeddings = images[mine].clone().requires_grad_()
+    value, logs = loss(embeddings, labels[mine], STEP)
+    value.backward()
+    result = {
+        "loss": value.detach(),
+        "accuracy": logs["accuracy"],
+        "embeddings": embeddings.grad,
+        "logits": loss.logits(images[mine], labels[mine], STEP).detach(),
+        **{name: parameter.grad for name, parameter in loss.named_parameters()},
+        **{f"buffer/{name}": buffer for name, buffer in loss.named_buffers()},
+    }
+    backbone = torch.nn.Linear(D, D).double()
+    torch.nn.init.eye_(backbone.weight)
+    torch.nn.init.zeros_(backbone.bias)
+    network = torch.nn.parallel.DistributedDataParallel(backbone) if ddp else backbone
+    loss(network(images[mine]), labels[mine], STEP).loss.backward()
+    return {**result, "backbone": backbone.weight.grad}
+
+
+def centres():
+    torch.manual_seed(3)
+    return {classes: ClassCentres(classes, 4) for classes in (C, 9000)}
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    for world in WORLDS:
+        if rank < world:
+            run(rank, world, folder)
+
+
+def run(rank, world, folder):
+    early = MarginLoss(D, C, 30.0)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous{world}", rank=rank, world_size=world)
+    try:
+        results = {name: compute(build, rank, world, ddp=True) for name, build in LOSSES.items()}
+        results["centres"] = {
+            classes: (part.start, part.stop, part.weight.detach()) for classes, part in centres().items()
+        }
+        for name, build in {
+            "early": lambda: early(torch.ones(1, D), torch.tensor([0]), 0),
+            "few": lambda: ClassCentres(world - 1, 4),
+        }.items():
+            try:
+                build()
+            except ValueError as error:
+                results[name] = str(error)
+        torch.save(results, f"{folder}/{world}-{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, args=(str(folder),), nprocs=max(WORLDS))
+    return folder
+
+
+@pytest.fixture(params=WORLDS)
+def ranks(request, folder):
+    return [torch.load(folder / f"{request.param}-{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ranks_equal_one_process(name, ranks):
+    world = len(ranks)
+    expected = compute(LOSSES[name], 0, 1, ddp=False)
+    parts = [rank[name] for rank in ranks]
+    assert 0 < expected["accuracy"] < 1
+    joined = {
+        "embeddings": torch.cat([part["embeddings"] for part in parts]) / world,  # DDP divides by the world size
+        "classifier.weight": torch.cat([part["classifier.weight"] for part in parts]),
+        "logits": torch.cat([part["logits"] for part in parts], dim=1),
+    }
+    for key, value in joined.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: key + text)
+    for key in expected.keys() - joined.keys():  # alike on every rank
+        for part in parts:
+            torch.testing.assert_close(
+                part[key], expected[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: key + text
+            )
+
+
+def test_centres_are_one_matrix_whatever_the_world_size(ranks):
+    for classes, whole in centres().items():
+        parts = [rank["centres"][classes] for rank in ranks]
+        assert [0] + [stop for _, stop, _ in parts] == [start for start, _, _ in parts] + [classes]
+        assert torch.equal(torch.cat([weight for _, _, weight in parts]), whole.weight)
+        sizes = [len(weight) for _, _, weight in parts]
+        assert sizes == [len(part) for part in torch.arange(classes).tensor_split(len(ranks))]
+
+
+def test_misuse_is_refused(ranks):
+    for rank in ranks:
+        assert "built for 1 rank(s) and runs on" in rank["early"]
+        assert "num_classes" in rank["few"]

@@ -1,0 +1,162 @@
+"""The command line as a stranger uses it: from another folder, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "data.identities=24",
+    "data.images_per_identity=6",
+    "data.size=48",
+    "data.holdout.fraction=0.4",
+    "benchmark.size=48",
+    "benchmark.count=60",
+    "benchmark.folds=2",
+    "backbone.widths=[16,16,16,32]",
+    "backbone.embedding_size=16",
+    "trainer.batch_size=16",
+]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {"OMP_NUM_THREADS": "1", "NETRC": str(folder / "no_netrc"), "HOME": str(folder)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "facelab.train", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out[-2000:] + err[-4000:]
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A run with the default logger and no key, from a folder with a space and Korean letters in its name."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "내 얼굴 폴더"
+    folder.mkdir()
+    out, err = finish(start(folder, *TINY, "trainer.epochs=1", "job=first", "loss=cosface", "benchmark.mirror=false"))
+    return folder, out, err
+
+
+def test_runs_from_another_folder(stranger):
+    folder, out, _ = stranger
+    run = folder / "runs" / "default" / "first"
+    assert (run / "metrics.json").is_file()
+    for word in ("parameters", "GMACs", "identities", "images", "steps", "heldout/accuracy", str(run)):
+        assert word in out
+
+
+def test_wandb_is_offline_without_a_key_and_finished(stranger):
+    folder, _, err = stranger
+    run = folder / "runs" / "default" / "first"
+    offline = list((run / "wandb").glob("offline-run-*"))
+    assert len(offline) == 1
+    identity = json.loads((run / "environment.json").read_text())["wandb"]
+    assert offline[0].name.endswith(identity)
+    # W&B's own inspector reads the file: a run that was not finished has no exit record and no summary.
+    file = next(offline[0].glob("*.wandb"))
+    inspector = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
+    shown = subprocess.run(inspector, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert "heldout/accuracy" in shown.stdout
+    assert "CosFace" in shown.stdout
+    record = json.loads(shown.stdout)
+    assert "facelab" in json.dumps(record)
+    assert "Traceback" not in err
+
+
+def test_started_again_it_says_that_it_is_finished(stranger):
+    folder, _, _ = stranger
+    arguments = [*TINY, "trainer.epochs=1", "job=first", "loss=cosface", "benchmark.mirror=false"]
+    out, _ = finish(start(folder, *arguments))
+    assert "finished" in out
+    assert "heldout/accuracy" in out
+
+
+def test_ctrl_c_says_how_to_go_on_and_it_does(tmp_path):
+    arguments = [*TINY, "logger=csv", "job=stopped", "trainer.epochs=400"]
+    process = start(tmp_path, *arguments)
+    rows = tmp_path / "runs" / "default" / "stopped" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (rows.is_file() and rows.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline, "no training within two minutes"
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = [line for line in err.splitlines() if line.startswith("facelab:")]
+    assert len(lines) == 1
+    assert "SIGINT" in lines[0]
+    assert "started again" in lines[0]
+    assert "Traceback" not in err
+    before = rows.read_text().splitlines()
+    process = start(tmp_path, *arguments)
+    while rows.read_text().count("\n") < len(before) + 3:
+        assert time.monotonic() < deadline + 120, "it does not go on"
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    after = rows.read_text().splitlines()
+    steps = [line.split(",")[0] for line in after[1:]]
+    assert after[: len(before)] == before
+    assert [int(step) for step in steps] == sorted(int(step) for step in steps)
+
+
+def test_the_cards_first_line(tmp_path):
+    """`loss=arcface backbone=r100` on a CPU, as typed but for its length."""
+    out, _ = finish(
+        start(
+            tmp_path,
+            *("loss=arcface", "backbone=r100", "logger=csv", "trainer.max_steps=1", "trainer.batch_size=2"),
+            *("data.identities=10", "data.images_per_identity=3", "data.holdout.fraction=0.6"),
+            *("benchmark.count=8", "benchmark.folds=2"),
+        )
+    )
+    assert "65,156,160 parameters" in out
+    assert "12.09" in out
+
+
+def test_two_processes_train_with_sharded_centres(tmp_path):
+    """Two ranks on the CPU: one record, class centres in two shards, resumable on one rank."""
+    arguments = [*TINY, "logger=csv", "job=two", "trainer.accelerator=cpu", "trainer.epochs=2", "trainer.accumulate=2"]
+    out, err = finish(start(tmp_path, *arguments, "trainer.devices=2"))
+    run = tmp_path / "runs" / "default" / "two"
+    assert "2 processes" in out
+    assert "Traceback" not in err
+    shards = sorted(path.name for path in (run / "checkpoints").glob("last.ckpt.shard-*"))
+    assert [name.rsplit(".", 1)[0] for name in shards] == ["last.ckpt.shard-0-of-2", "last.ckpt.shard-1-of-2"]
+    (run / "metrics.json").unlink()  # as if it had been stopped before its report: one process makes it from the shards
+    finish(start(tmp_path, *arguments, "trainer.devices=1"))
+    assert (run / "metrics.json").is_file()
+
+
+def test_a_basic_multirun_of_several_processes_is_refused(tmp_path):
+    process = start(tmp_path, "-m", *TINY, "seed=1,2", "trainer.devices=2", "trainer.accelerator=cpu", "logger=csv")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "multirun" in err.splitlines()[-1]
+    assert "submitit" in err.splitlines()[-1]
+
+
+def test_a_multirun_makes_a_directory_for_each_point(tmp_path):
+    finish(start(tmp_path, "-m", *TINY, "loss=arcface,cosface", "trainer.max_steps=2", "logger=csv", "name=pair"))
+    jobs = sorted(path.name for path in (tmp_path / "runs" / "pair").iterdir() if path.is_dir())
+    assert len(jobs) == 2
+    assert sum("loss=cosface" in job for job in jobs) == 1
+    assert all((tmp_path / "runs" / "pair" / job / "metrics.json").is_file() for job in jobs)

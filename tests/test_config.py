@@ -1,0 +1,168 @@
+"""Every yaml of conf/: it composes, what it names is built, and its keys are the constructor's, each explained."""
+
+import inspect
+import re
+from pathlib import Path
+
+import cv2
+import hydra
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+
+from facelab.training.fit import COMMON
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
+# Compositions of many groups, and another program's own: they compose, and hold nothing of their own to build.
+NOT_BUILT = ("experiment", "sweeps", "hydra")
+# What the code hands over, beside the keys.
+HANDED = {
+    "loss": {"embedding_size", "num_classes"},
+    "logger": {"run", "config", "group", "job", "tags"},
+}
+SIZE = 112
+
+
+def option(path):
+    return str(path.parent), path.stem
+
+
+@pytest.fixture(scope="module")
+def placeholders(tmp_path_factory):
+    """Values for the keys that have none, because they are files of the user: key → value."""
+    root = tmp_path_factory.mktemp("faces")
+    image = cv2.imencode(".png", np.zeros((SIZE, SIZE, 3), np.uint8))[1].tobytes()
+    for name in ("a", "b"):
+        (root / "folder" / name).mkdir(parents=True)
+        (root / "folder" / name / "1.png").write_bytes(image)
+    write_records(root / "recordio", image)
+    folder, records = {"data.root": root / "folder"}, {"data.root": root / "recordio"}
+    return {("data", "folder"): folder, ("data", "recordio"): records, ("experiment", "celeba_lfw"): records}
+
+
+def write_records(folder, image):
+    """Two images of two identities in InsightFace's format."""
+    folder.mkdir()
+    records = []
+    for label in (0.0, 1.0):
+        payload = np.array([0], "<u4").tobytes() + np.array([label], "<f4").tobytes() + bytes(16) + image
+        frame = np.array([0xCED7230A, len(payload)], "<u4").tobytes() + payload
+        records.append(frame + bytes(-len(frame) % 4))
+    (folder / "train.rec").write_bytes(b"".join(records))
+    (folder / "train.idx").write_text(f"0\t0\n1\t{len(records[0])}\n")
+    (folder / "property").write_text(f"2,{SIZE},{SIZE}")
+
+
+@pytest.fixture(scope="module")
+def composer():
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.fixture(scope="module", params=FILES, ids=str)
+def composed(request, placeholders, composer):
+    """(group, name, the whole configuration with that option)."""
+    group, name = option(request.param)
+    given = placeholders.get((group, name), {})
+    overrides = [f"{group}={name}", *(f"{key}='{value}'" for key, value in given.items())]
+    return group, name, hydra.compose("config", overrides=overrides)
+
+
+def node_of(group, config):
+    """What the option says by itself: without nested groups' keys being keys of the file, and without common ones."""
+    node = OmegaConf.select(config, group.replace("/", "."))
+    if group == "data":
+        node = OmegaConf.create({key: value for key, value in node.items() if key not in COMMON})
+    return node
+
+
+def test_there_are_files():
+    assert {option(path)[0] for path in FILES} >= {
+        "backbone",
+        "benchmark",
+        "data",
+        "distill",
+        "head",
+        "logger",
+        "loss",
+        "optimizer",
+        "optimizer/schedule",
+        "trainer",
+    }
+
+
+def test_it_composes_and_no_value_is_missing(composed):
+    group, name, config = composed
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "job"])  # named while Hydra runs
+    missing = OmegaConf.missing_keys(config)
+    assert missing == set(), f"{group}/{name}: give the test a placeholder for these keys"
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def test_its_keys_are_the_constructors(composed):
+    group, name, config = composed
+    node = node_of(group, config)
+    if group.split("/")[0] in NOT_BUILT or node is None or "_target_" not in node:
+        assert group.split("/")[0] in NOT_BUILT or not node, f"{group}/{name} has keys and no _target_"
+        return
+    parameters = inspect.signature(get_object(node._target_)).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        assert set(node) <= {"_target_"}, "who takes anything needs no keys"
+        return
+    keys = set(node) - {"_target_", "_partial_"}
+    assert keys == {parameter.name for parameter in parameters} - HANDED.get(group, set())
+    defaults = [p.name for p in parameters if p.name in keys and p.default is not inspect.Parameter.empty]
+    assert defaults == [], "a default stands in one place, the yaml"
+
+
+def test_it_is_built(composed):
+    group, _, config = composed
+    node = node_of(group, config)
+    if group.split("/")[0] in NOT_BUILT or not node:
+        return
+    target = get_object(node._target_)
+    if group == "logger":
+        made = instantiate(node, _partial_=True)
+        assert made.func is target  # a logger itself would start a run of its own
+        return
+    given = {"embedding_size": 8, "num_classes": 5} if group == "loss" else {}
+    with torch.device("meta" if group == "backbone" else "cpu"):
+        made = instantiate(node, **given)
+    assert isinstance(made, target)
+    if group == "data":
+        assert len(made) == len(made.labels) > 0
+        assert made.load(0).shape == (made.size, made.size, 3)
+    if group == "backbone":
+        assert made(torch.empty(2, 3, SIZE, SIZE, device="meta")).shape == (2, made.embedding_size)
+
+
+def test_augmentation_of_every_data_set(composer):
+    node = hydra.compose("config").data.augment
+    made = instantiate(node)
+    assert set(node) - {"_target_"} == set(inspect.signature(type(made)).parameters)
+    assert made.draws > 0
+
+
+KEY = re.compile(r"^\s*(?!_target_|_partial_)[A-Za-z_]\w*:\s*[^#\s]")
+
+
+def unexplained(text):
+    """The lines that give a key a value and do not say what it is."""
+    lines = text.split("\nhydra:", 1)[0].splitlines()
+    return [line for line in lines if KEY.match(line) and not re.search(r"\s#\s*\S", line)]
+
+
+@pytest.mark.parametrize("path", [Path("config.yaml"), *FILES], ids=str)
+def test_every_value_is_explained(path):
+    text = (CONF / path).read_text()
+    assert unexplained(text) == []
+    assert text.startswith("#"), "the first line says what the file is"
+
+
+def test_an_unexplained_value_is_found():
+    text = "# A file\n_target_: a.b\nlr: 0.1\nname: x # fine\nnested:\n  inner: '#1'\ndefaults:\n  - a: b\n"
+    text += "hydra:\n  run: x"
+    assert unexplained(text) == ["lr: 0.1", "  inner: '#1'"]
