@@ -1,9 +1,10 @@
 """How much of bare JPEG decoding is left when a loader makes batches of it?
 
-Times four ways to go through the same images with the same number of threads or worker processes, one after another in
+Times five ways to go through the same images with the same number of threads or worker processes, one after another in
 every round, so that whatever else runs on the machine slows all of them alike:
 
-    bare            cv2.imdecode of the same JPEG bytes in the same order, the pixels thrown away: the upper bound
+    bare            cv2.imdecode of the same JPEG bytes in the same order, the pixels thrown away: what the field uses
+    bare-turbo      the same with the decoder that facelab uses, simplejpeg: the upper bound
     facelab         TrainLoader: shuffled uint8 batches
     facelab+augment the same, then mirror, shift and normalise of each batch by one torch thread on the CPU (on a GPU
                     they cost the CPU nothing)
@@ -30,6 +31,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 import torchvision
 from PIL import Image
@@ -39,9 +41,10 @@ from facelab.data.augment import Augment, normalise
 from facelab.data.plan import Plan
 from facelab.data.recordio import RecordIOFaces
 from facelab.data.torch_loader import TrainLoader
+from facelab.pixels import decode
 from facelab.training.strategy import keep_memory
 
-SETTING = ["machine", "python", "torch", "opencv", "torchvision", "images", "threads", "batch_size"]
+SETTING = ["machine", "python", "torch", "opencv", "simplejpeg", "torchvision", "images", "threads", "batch_size"]
 KEY = [*SETTING, "method"]
 COLUMNS = ["date", *SETTING, "load", "rounds", "method", "images_per_s", "ratio_to_bare", "ratio_to_dataloader"]
 PASSES = 4  # epochs in a round: a loader is started once in a training, so its start should weigh little
@@ -69,9 +72,9 @@ class Rendered:
         """JPEG bytes."""
         return self.files[index]
 
-    def load(self, index: int) -> np.ndarray:
+    def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Image (112,112,3), RGB."""
-        return cv2.imdecode(self.files[index], cv2.IMREAD_COLOR_RGB)
+        return decode(self.files[index], out)
 
 
 class OneByOne(torch.utils.data.Dataset):
@@ -114,16 +117,23 @@ def methods(source: Any, subset: np.ndarray, threads: int, batch_size: int) -> d
         count = PASSES * plan.steps_per_epoch
         return range(number * count, (number + 1) * count)
 
-    def decode(positions: list[int]) -> None:
+    def opencv(positions: list[int]) -> None:
         for position in positions:
             cv2.imdecode(jpegs[position], cv2.IMREAD_COLOR_RGB)
 
-    def bare(number: int) -> int:
+    def turbo(positions: list[int]) -> None:
+        for position in positions:
+            simplejpeg.decode_jpeg(jpegs[position], "RGB")
+
+    def bare(number: int, decode: Callable[[list[int]], None] = opencv) -> int:
         order = np.concatenate([plan.indices(step) for step in steps(number)])
         parts = [part.tolist() for part in np.array_split(order, 16 * threads)]  # so that no thread waits for another
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(decode, parts))
         return len(order)
+
+    def bare_turbo(number: int) -> int:
+        return bare(number, turbo)
 
     def loader(number: int) -> TrainLoader:
         first, stop = steps(number).start, steps(number).stop
@@ -141,7 +151,13 @@ def methods(source: Any, subset: np.ndarray, threads: int, batch_size: int) -> d
     def dataloader(number: int) -> int:  # one pass: it is slow, and its workers stay
         return sum(len(images) for images, _ in processes)
 
-    return {"bare": bare, "facelab": facelab, "facelab+augment": facelab_augment, "dataloader": dataloader}
+    return {
+        "bare": bare,
+        "bare-turbo": bare_turbo,
+        "facelab": facelab,
+        "facelab+augment": facelab_augment,
+        "dataloader": dataloader,
+    }
 
 
 def measure(ways: dict[str, Callable[[int], int]], rounds: int) -> dict[str, list[float]]:
@@ -208,6 +224,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "opencv": cv2.__version__,
+        "simplejpeg": simplejpeg.__version__,
         "torchvision": torchvision.__version__,
         "images": f"{Path(arguments.root).name if arguments.root else 'rendered'} ({len(subset)})",
         "threads": str(arguments.threads),

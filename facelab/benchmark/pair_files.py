@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from facelab.benchmark.pair_sampling import sample_pairs
 from facelab.benchmark.safe_pickle import read_pickle
+from facelab.pixels import decode, fit
 
 SUFFIXES = (".jpg", ".png", ".jpeg")
 
@@ -24,7 +24,7 @@ class PairSet:
     Attributes:
         name: first part of the metric keys.
         images: M, the number of distinct images, also ``len(pair_set)``.
-        load: image number → uint8 (size, size, 3) RGB; thread-safe.
+        load: image number → uint8 (size, size, 3) RGB; thread-safe. Pixels may go to a second argument.
         pairs: (N, 2) int64 image numbers.
         same: (N,) bool, genuine or impostor.
         fold: (N,) int64, 0 … K−1.
@@ -35,7 +35,7 @@ class PairSet:
 
     name: str
     images: int
-    load: Callable[[int], np.ndarray]
+    load: Callable[..., np.ndarray]
     pairs: np.ndarray
     same: np.ndarray
     fold: np.ndarray
@@ -69,11 +69,11 @@ class FacePairs:
 
     Attributes:
         labels: (M,) int identity of each image.
-        load: image number → uint8 (H, W, 3) RGB; thread-safe.
+        load: image number → uint8 (H, W, 3) RGB; thread-safe. Pixels may go to a second argument.
     """
 
     labels: np.ndarray
-    load: Callable[[int], np.ndarray]
+    load: Callable[..., np.ndarray]
 
     def draw(self, name: str, count: int, folds: int, seed: int, size: int) -> PairSet:
         """A pair set of at most ``count`` pairs by `sample_pairs`; only the images that occur in a pair are in it."""
@@ -83,7 +83,7 @@ class FacePairs:
         return PairSet(
             name=name,
             images=len(used),
-            load=lambda number: fit(self.load(int(used[number])), size, f"{name}, image {used[number]}"),
+            load=lambda i, out=None: fit(self.load(int(used[i]), out), size, f"{name}, image {used[i]}"),
             pairs=numbers.reshape(pairs.shape).astype(np.int64),
             same=same,
             fold=fold,
@@ -93,29 +93,12 @@ class FacePairs:
         )
 
 
-def fit(image: np.ndarray, size: int, what: str) -> np.ndarray:
-    """A square uint8 image (H, H, 3) at ``size`` pixels: shrunk by area, enlarged by cubic interpolation.
-
-    Raises:
-        ValueError: the image is not square; ``what`` names it in the message.
-    """
-    height, width = image.shape[:2]
-    if height != width:
-        raise ValueError(
-            f"{what}: {width}×{height} pixels, but aligned faces are square; align with python -m facelab.prepare"
-        )
-    if height == size:
-        return image
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if height > size else cv2.INTER_CUBIC)
-
-
-def decode(encoded: bytes | np.ndarray, size: int, what: str) -> np.ndarray:
+def read(encoded: bytes | np.ndarray, size: int, what: str, out: np.ndarray | None = None) -> np.ndarray:
     """JPEG or PNG bytes → uint8 (size, size, 3) RGB. ValueError where they are no image or not square."""
-    buffer = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if buffer.size else None
+    image = decode(np.frombuffer(encoded, np.uint8), out)
     if image is None:
-        raise ValueError(f"{what}: not a readable image; get the file again")
-    return fit(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), size, what)
+        raise ValueError(f"{what}: is not a readable image; get the file again")
+    return fit(image, size, what)
 
 
 def contiguous_folds(count: int, folds: int) -> np.ndarray:
@@ -148,7 +131,7 @@ def read_bin(path: Path, name: str, folds: int, size: int) -> PairSet:
     return PairSet(
         name=name,
         images=len(encoded),
-        load=lambda i: decode(encoded[i], size, f"{path}, image {places[i]}"),
+        load=lambda i, out=None: read(encoded[i], size, f"{path}, image {places[i]}", out),
         pairs=np.array(order, dtype=np.int64).reshape(-1, 2),
         same=same,
         fold=contiguous_folds(len(same), folds),
@@ -178,7 +161,7 @@ def read_folder(root: Path, pairs_file: Path, name: str, folds: int, size: int) 
     return PairSet(
         name=name,
         images=len(files),
-        load=lambda i: decode(files[i].read_bytes(), size, str(files[i])),
+        load=lambda i, out=None: read(np.fromfile(files[i], np.uint8), size, str(files[i]), out),
         pairs=np.array(order, dtype=np.int64).reshape(-1, 2),
         same=same,
         fold=fold,

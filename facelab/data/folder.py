@@ -4,8 +4,9 @@ import os
 from os import PathLike
 from pathlib import Path
 
-import cv2
 import numpy as np
+
+from facelab.pixels import decode, fit
 
 __all__ = ["FolderFaces"]
 
@@ -73,23 +74,16 @@ class FolderFaces:
         """Bytes of an image file (n,) uint8, as they lie in the set: for decoders other than OpenCV."""
         return np.fromfile(self.path(index), dtype=np.uint8)
 
-    def load(self, index: int) -> np.ndarray:
-        """Image (size,size,3), uint8, RGB; may be called from several threads.
+    def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Image (size,size,3), uint8, RGB, in `out` where its file has that shape; may be called from several threads.
 
         Raises:
             ValueError: when the file is not a readable image, or not square, naming it.
         """
-        encoded = self.encoded(index)  # not cv2.imread, which fails on Korean letters under Windows
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if len(encoded) else None
+        image = decode(self.encoded(index), out)  # not cv2.imread, which fails on Korean letters under Windows
         if image is None:
             raise ValueError(f"{self.path(index)}: is not a readable image; remove it or write it again")
-        height, width = image.shape[:2]
-        if height != width:
-            raise ValueError(f"{self.path(index)}: is {height}×{width} pixels, not square; align the faces first")
-        if height == self.size:
-            return image
-        how = cv2.INTER_AREA if height > self.size else cv2.INTER_CUBIC
-        return cv2.resize(image, (self.size, self.size), interpolation=how)
+        return fit(image, self.size, str(self.path(index)))
 
 
 def _images(folder: Path) -> list[str]:

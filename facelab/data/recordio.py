@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 
-import cv2
 import numpy as np
+
+from facelab.pixels import decode
 
 __all__ = ["RecordIOFaces"]
 
@@ -92,14 +93,13 @@ class RecordIOFaces:
             raise IndexError(f"image {index} of {len(self.labels)}")
         return self._records.read(self._first_row + index)[1]
 
-    def load(self, index: int) -> np.ndarray:
-        """Image (H,W,3), uint8, RGB; may be called from several threads.
+    def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Image (H,W,3), uint8, RGB, in `out` where its shape is that; may be called from several threads.
 
         Raises:
             ValueError: when the record is damaged or holds no readable image, naming file and key.
         """
-        encoded = self.encoded(index)
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if len(encoded) else None
+        image = decode(self.encoded(index), out)
         if image is None:
             raise ValueError(f"{self._records.describe(self._first_row + index)} holds no readable image")
         return image

@@ -95,8 +95,8 @@ class SyntheticFaces:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load(self, index: int) -> np.ndarray:
-        """Return image `index` (size, size, 3) uint8 RGB, read-only; several threads may ask at once."""
+    def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Return image `index` (size, size, 3) uint8 RGB, read-only; several threads may ask at once. Leaves `out`."""
         if not self._drawn[index]:
             identity = int(self.labels[index])
             image = render(self.seed, identity, int(index - self._first[identity]), self.size, self.nuisance)

@@ -38,8 +38,8 @@ class Images(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def load(self, index: int) -> np.ndarray:
-        """Image (H,W,3), uint8, RGB; called from several threads."""
+    def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Image (H,W,3), uint8, RGB; called from several threads. It may lie in `out`, which has the batch's shape."""
 
 
 class _Started(NamedTuple):
@@ -244,18 +244,19 @@ class _Recycled:
 
 
 def _decode(images: Images, indices: list[int], target: np.ndarray) -> None:
-    load: Callable[[int], np.ndarray] = images.load
+    load: Callable[[int, np.ndarray], np.ndarray] = images.load
     shape = target.shape[1:]
-    for row, index in enumerate(indices):
+    for place, index in zip(target, indices, strict=True):
         try:
-            image = load(index)
+            image = load(index, place)
         except Exception as error:
             raise _unreadable(images, index, error) from error
         if image.shape != shape:
             raise ValueError(
                 f"{_name(images, index)} has shape {image.shape}, not {shape}: all images of a set need one size"
             )
-        target[row] = image
+        if image is not place:
+            place[...] = image
 
 
 def _load(images: Images, index: int) -> np.ndarray:

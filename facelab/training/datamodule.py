@@ -19,7 +19,7 @@ class FaceData(pl.LightningDataModule):
     """The training identities in the plan's order, and the held-out ones as verification pairs.
 
     Args:
-        source: a data set of facelab.data: `labels`, `num_classes`, `size`, `load(index)`.
+        source: a data set of facelab.data: `labels`, `num_classes`, `size`, `load(index, out=None)`.
         holdout: `fraction` of the identities that are never trained on, `seed` of their choice.
         loader: `threads` and `prefetch`.
         benchmark: opens the reported pair set.
@@ -70,7 +70,9 @@ class FaceData(pl.LightningDataModule):
 
     def _faces(self, identities: np.ndarray) -> FacePairs:
         positions = np.flatnonzero(np.isin(self.source.labels, identities))
-        return FacePairs(self.source.labels[positions], lambda index: self.source.load(int(positions[index])))
+        return FacePairs(
+            self.source.labels[positions], lambda index, out=None: self.source.load(int(positions[index]), out)
+        )
 
     def validates_at(self, step: int) -> bool:
         """Whether the run validates when `step` optimizer steps are done."""

@@ -76,11 +76,11 @@ def test_bin_with_other_contents(tmp_path, content, message):
 def test_a_damaged_image_is_named_when_it_is_loaded(tmp_path):
     images = [png(picture(1)), b"not a JPEG", png(picture(2, 100, 90)), b""]
     made = read_bin(write_bin(tmp_path / "x.bin", images, [True, False]), "x", 2, 112)
-    with pytest.raises(ValueError, match=r"x\.bin, image 1: not a readable image"):
+    with pytest.raises(ValueError, match=r"x\.bin, image 1: is not a readable image"):
         made.load(1)
-    with pytest.raises(ValueError, match=r"x\.bin, image 2: 90×100 pixels.*facelab\.prepare"):
+    with pytest.raises(ValueError, match=r"x\.bin, image 2: is 100×90 pixels.*facelab\.prepare"):
         made.load(2)
-    with pytest.raises(ValueError, match="image 3: not a readable"):
+    with pytest.raises(ValueError, match="image 3: is not a readable"):
         made.load(3)
 
 
@@ -142,7 +142,7 @@ def test_pairs_files_that_cannot_be_read(tmp_path, text, message):
 
 def test_pairs_of_labelled_faces_hold_only_the_images_that_they_use():
     labels = np.repeat(np.arange(12), 9)
-    made = FacePairs(labels, lambda i: picture(i % 25, 64)).draw("heldout", 24, 2, 5, 112)
+    made = FacePairs(labels, lambda i, out=None: picture(i % 25, 64)).draw("heldout", 24, 2, 5, 112)
     assert len(made.pairs) == 24
     assert len(made) == len(np.unique(made.pairs)) <= 48
     assert made.name == "heldout"

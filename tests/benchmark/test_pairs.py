@@ -162,7 +162,7 @@ def test_open_draws_from_held_out_faces_and_takes_a_ready_set(tmp_path):
     class Held:
         labels = np.repeat(np.arange(30), 5)
 
-        def load(self, i):
+        def load(self, i, out=None):
             return np.full((112, 112, 3), i, np.uint8)
 
     made = benchmark().open(Held())

@@ -91,7 +91,7 @@ def test_bad_images_are_named_when_they_are_loaded(tmp_path):
     (tmp_path / "b" / "text.jpg").write_bytes(b"not an image")
     faces = FolderFaces(tmp_path, 8)
     for index, message in {
-        0: r"wide\.png: is 8×9 pixels, not square; align the faces first",
+        0: r"wide\.png: is 8×9 pixels, not square: align the faces first",
         2: r"empty\.jpg: is not a readable image",
         3: r"text\.jpg: is not a readable image",
     }.items():

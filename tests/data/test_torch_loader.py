@@ -23,7 +23,7 @@ class Numbered:
     def __len__(self):
         return self.count
 
-    def load(self, index):
+    def load(self, index, out=None):
         self.loaded.append(index)
         return np.full((self.size, self.size, 3), index, np.uint8)
 
@@ -141,7 +141,7 @@ def test_threads_end_when_exhausted_closed_or_dropped():
 
 def test_an_error_while_decoding_names_the_image_and_ends_the_threads():
     class Broken(Numbered):
-        def load(self, index):
+        def load(self, index, out=None):
             if index == 17:
                 raise OSError("disk on fire")
             return super().load(index)
@@ -158,7 +158,7 @@ def test_an_image_of_another_shape_is_named(shape):
     class Mixed(Numbered):
         identity_names = None
 
-        def load(self, index):
+        def load(self, index, out=None):
             return np.zeros(shape, np.uint8) if index == 17 else super().load(index)
 
     with pytest.raises(ValueError, match=r"image 17 \(identity 1\) has shape"):
@@ -167,7 +167,7 @@ def test_an_image_of_another_shape_is_named(shape):
 
 def test_batches_before_a_broken_one_still_arrive():
     class Broken(Numbered):
-        def load(self, index):
+        def load(self, index, out=None):
             if index == bad:
                 raise OSError("disk on fire")
             return super().load(index)
@@ -205,7 +205,7 @@ class Pairs:
     def __len__(self):
         return self.count
 
-    def load(self, index):
+    def load(self, index, out=None):
         if index == 23:
             raise OSError("disk on fire")
         return np.full((3, 5, 3), index, np.uint8)
