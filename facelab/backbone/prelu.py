@@ -12,7 +12,7 @@ class PReLU(nn.PReLU):
 
     The same as torch's, its parameter's name included. Only for half-precision maps (B,C,H,W) on a CPU the gradients
     are computed by whole-tensor operations: with torch 2.15, two to four times as fast as its own kernel
-    (benchmarks/cpu_step.py).
+    (benchmarks/train_step.py).
     """
 
     def forward(self, x: Tensor) -> Tensor:
