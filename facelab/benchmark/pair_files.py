@@ -119,7 +119,10 @@ def read_bin(path: Path, name: str, folds: int, size: int) -> PairSet:
         raise ValueError(f"{path}: holds no (images, labels); a pair .bin is a pickle of two lists")
     images, labels = content
     if not isinstance(images, list) or not isinstance(labels, (list, np.ndarray)) or len(images) != 2 * len(labels):
-        raise ValueError(f"{path}: {_count(images)} images for {_count(labels)} pairs; a pair has two images")
+        raise ValueError(
+            f"{path}: {_count(images)} images for {_count(labels)} pairs; a pair has two images: get the file again, "
+            "or write it anew"
+        )
     wrong = next((i for i, label in enumerate(labels) if not _is_flag(label)), None)
     if wrong is not None:
         raise ValueError(f"{path}: label {wrong} is neither true nor false; a pair is genuine or impostor")
@@ -150,7 +153,8 @@ def read_folder(root: Path, pairs_file: Path, name: str, folds: int, size: int) 
     genuine and its impostor pairs are each cut into ``folds`` contiguous, equal parts.
 
     Raises:
-        FileNotFoundError: images are missing; the first ten and their number are named.
+        FileNotFoundError: people have no folder (all are named), or images are missing (their number, and the first
+            ten).
         ValueError: a line that cannot be read, or other counts than the first line promises.
     """
     rows, same, fold = _read_pairs_file(pairs_file, folds)
@@ -205,7 +209,27 @@ def _read_pairs_file(path: Path, folds: int) -> tuple[list[Row], np.ndarray, np.
     return rows, same, np.tile(contiguous_folds(each, folds), 2)
 
 
+def _check_people(root: Path, named: Iterable[str], pairs_file: Path) -> None:
+    """All who are named and have no folder are told at once: one look is enough to mend the list or the folder."""
+    people = sorted(set(named))
+    unknown = [person for person in people if not (root / person).is_dir()]
+    if not unknown:
+        return
+    if len(unknown) == len(people):
+        shown = ", ".join(people[:3])
+        raise FileNotFoundError(
+            f"{root}: has a folder for none of the {len(people):,} people that {pairs_file.name} names ({shown} …); "
+            "check benchmark.path and benchmark.pairs"
+        )
+    raise FileNotFoundError(
+        f"{root}: {len(unknown):,} of the {len(people):,} people that {pairs_file.name} names have no folder there: "
+        f"{', '.join(unknown)}; check benchmark.path, or take their pairs out of {pairs_file.name}"
+    )
+
+
 def _find_images(root: Path, faces: Iterable[tuple[str, int]], pairs_file: Path) -> list[Path]:
+    faces = list(faces)
+    _check_people(root, [person for person, _ in faces], pairs_file)
     files, missing = [], []
     for person, number in faces:
         stem = root / person / f"{person}_{number:04d}"

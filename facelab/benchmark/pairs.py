@@ -71,8 +71,8 @@ class PairBenchmark:
         check_far_rule(far_rule)
         for target in far:
             allowed_false_accepts(target, 1)
-        self.path = None if path is None else Path(path)
-        self.pairs = None if pairs is None else Path(pairs)
+        self.path = None if path is None else Path(path).expanduser()
+        self.pairs = None if pairs is None else Path(pairs).expanduser()
         self.folds, self.mirror, self.far, self.far_rule = folds, bool(mirror), tuple(map(float, far)), far_rule
         self.size, self.count, self.seed = size, count, seed
         self.name = name or self._derived_name()
@@ -106,8 +106,13 @@ class PairBenchmark:
             if isinstance(own, PairSet):
                 return own
             return FacePairs(own.labels, own.load).draw(self.name, self.count, self.folds, self.seed, self.size)
+        if next(iter(self.path.parts), "") in NOWHERE:
+            raise ValueError(
+                f"benchmark={self.path.stem} lies beside the training data, and these have no folder (data.root): give "
+                f"benchmark.path=FOLDER/{self.path.name}"
+            )
         if not self.path.exists():
-            raise FileNotFoundError(f"benchmark.path={self.path}: no such file or folder; a .bin or a folder of images")
+            raise FileNotFoundError(f"benchmark.path={self.path}: no such file or folder; {_beside(self.path)}")
         pairs_file = self._pairs_file()
         if pairs_file is None:
             return read_bin(self.path, self.name, self.folds, self.size)
@@ -197,6 +202,17 @@ def squared_distances(embeddings: np.ndarray, pairset: PairSet) -> np.ndarray:
 
 
 BLOCK = 256
+NOWHERE = ("???", "None")  # what a preset's path begins with where there is no data.root, or where it is null
+
+
+def _beside(path: Path) -> str:
+    """What lies where a file was expected."""
+    folder = path.absolute().parent
+    packs = sorted(file.name for file in folder.glob("*.bin"))
+    if packs:
+        return f"{folder} has {', '.join(packs)}"
+    missing = f"{folder} has no .bin" if folder.is_dir() else f"there is no folder {folder} either"
+    return f"{missing}; give a .bin, or a folder of images with its pairs.txt"
 
 
 def short(far: float) -> str:

@@ -24,7 +24,8 @@ class FolderFaces:
         num_classes: number of identities.
         identity_names: the folders' names.
         size: height and width of the loaded images in pixels.
-        empty: number of folders without an image, which are left out.
+        empty: the folders without an image, which are left out.
+        resizes: square images of another size are brought to `size`.
 
     Args:
         root: folder of folders.
@@ -35,13 +36,15 @@ class FolderFaces:
         ValueError: when it has no images, or images of fewer than two identities.
     """
 
+    resizes = True
+
     def __init__(self, root: str | PathLike, size: int) -> None:
-        self.root, self.size = Path(root), size
+        self.root, self.size = Path(root).expanduser(), size
         layout = "expected <root>/<identity>/<image>.jpg, one folder for each identity"
         if not self.root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; {layout}")
         self.identity_names: list[str] = []
-        self.empty = 0
+        self.empty: list[str] = []
         self._files: list[str] = []
         counts: list[int] = []
         with os.scandir(self.root) as entries:
@@ -49,7 +52,7 @@ class FolderFaces:
         for folder in folders:
             files = _images(self.root / folder)
             if not files:
-                self.empty += 1
+                self.empty.append(folder)
                 continue
             self.identity_names.append(folder)
             counts.append(len(files))
@@ -70,6 +73,10 @@ class FolderFaces:
         """Where an image lies."""
         return self.root / self.identity_names[self.labels[index]] / self._files[index]
 
+    def name(self, index: int) -> str:
+        """An image's name within the set, <identity>/<file>."""
+        return f"{self.identity_names[self.labels[index]]}/{self._files[index]}"
+
     def encoded(self, index: int) -> np.ndarray:
         """Bytes of an image file (n,) uint8, as they lie in the set: for decoders other than OpenCV."""
         return np.fromfile(self.path(index), dtype=np.uint8)
@@ -82,7 +89,10 @@ class FolderFaces:
         """
         image = decode(self.encoded(index), out)  # not cv2.imread, which fails on Korean letters under Windows
         if image is None:
-            raise ValueError(f"{self.path(index)}: is not a readable image; remove it or write it again")
+            raise ValueError(
+                f"{self.path(index)}: is not a readable image; remove it, or have all such images found and left out "
+                "with data.inspect.images=true data.inspect.unreadable=skip"
+            )
         return fit(image, self.size, str(self.path(index)))
 
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-__all__ = ["Plan", "step_seed", "uniforms"]
+__all__ = ["Plan", "sample_seeds", "step_seed", "uniforms"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the increment of splitmix64
@@ -16,7 +16,7 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _FACTORS = tuple(np.uint64(multiplier) for multiplier in _MULTIPLIERS)
 _SHIFTS, _LAST_SHIFT = (np.uint64(30), np.uint64(27)), np.uint64(31)
 _ROUNDS = 8  # four pass for random on large sets (Luby and Rackoff); sets of a few images need more
-_ORDER, _DRAWS, _MODEL = 1, 2, 3  # streams: the same (seed, epoch) must not give related orders and draws
+_ORDER, _DRAWS, _MODEL, _SEEDS = 1, 2, 3, 4  # streams: the same (seed, epoch) must not give related orders and draws
 
 
 def _mix(word: int) -> int:
@@ -139,6 +139,17 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, count: int) -> np.ndarr
     columns = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     words = _mix_array(samples[:, None] + columns)
     return (words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def sample_seeds(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """Seeds (B,) uint64 of samples, for what needs a generator of its own; unrelated to their `uniforms`.
+
+    Args:
+        seed: any integer.
+        epoch: the epoch.
+        indices: (B,) sample indices, at least 0.
+    """
+    return _mix_array(indices.astype(np.uint64) ^ np.uint64(_key(_SEEDS, seed, epoch)))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class RecordIOFaces:
         labels: (N,) int64, contiguous 0…num_classes-1 (identities that have images).
         identity_names: the label that each identity has in the file, as text.
         size: height and width of the images in pixels.
+        resizes: no image is resized, all have `size`.
 
     Args:
         root: folder with `train.rec`, `train.idx` and `property`.
@@ -56,8 +58,10 @@ class RecordIOFaces:
         ValueError: when a file is empty, truncated or malformed, or when they disagree.
     """
 
+    resizes = False
+
     def __init__(self, root: str | PathLike, size: int) -> None:
-        self.root, self.size = Path(root), size
+        self.root, self.size = Path(root).expanduser(), size
         if not self.root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; expected one with train.rec, train.idx and property")
         rec, idx, described = (self.root / name for name in ("train.rec", "train.idx", "property"))
@@ -75,6 +79,15 @@ class RecordIOFaces:
         names = np.flatnonzero(present)
         if len(names) > classes:
             raise ValueError(f"{described}: says {classes} identities, but {rec.name} has images of {len(names)}")
+        if names[-1] >= classes:
+            row = images.start + int(np.argmax(labels >= classes))
+            raise ValueError(
+                f"{self._records.describe(row)} has the label {labels[row - images.start]}, but {described.name} says "
+                f"{classes} identities, 0 to {classes - 1}: they do not belong together; if the labels are right, "
+                f"write {names[-1] + 1},{size},{size} into {described.name}"
+            )
+        if len(names) < 2:
+            raise ValueError(f"{rec}: has images of one identity only (label {names[0]}), 2 are needed")
         self._first_row = images.start
         self.labels = (np.cumsum(present) - 1)[labels]
         self.num_classes = len(names)
@@ -86,6 +99,10 @@ class RecordIOFaces:
     def __reduce__(self) -> tuple:
         # A memory map cannot be sent to another process: the set is opened again there.
         return type(self), (self.root, self.size)
+
+    def name(self, index: int) -> str:
+        """An image's name within the set, its record's key."""
+        return f"key {self._records.keys[self._first_row + index]}"
 
     def encoded(self, index: int) -> np.ndarray:
         """Bytes of an image file (n,) uint8, as they lie in the set: for decoders other than OpenCV."""
@@ -101,7 +118,10 @@ class RecordIOFaces:
         """
         image = decode(self.encoded(index), out)
         if image is None:
-            raise ValueError(f"{self._records.describe(self._first_row + index)} holds no readable image")
+            raise ValueError(
+                f"{self._records.describe(self._first_row + index)} holds no readable image; have all such images "
+                "found and left out with data.inspect.images=true data.inspect.unreadable=skip"
+            )
         return image
 
 
@@ -236,7 +256,7 @@ def _read_index(path: Path) -> tuple[range | np.ndarray, np.ndarray]:
     return range(first, last + 1) if last - first == len(keys) - 1 else keys, offsets
 
 
-def _whole_lines(file) -> Iterator[bytes]:
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
     while lines := file.read(1 << 26) + file.readline():
         if lines := lines.rstrip():
             yield lines

@@ -82,6 +82,7 @@ class SyntheticFaces:
             if not value >= least:
                 raise ValueError(f"SyntheticFaces: {name} is {value}, but must be at least {least}")
         self.size, self.nuisance, self.seed = size, nuisance, seed
+        self._arguments = (identities, images_per_identity, size, long_tail, nuisance, seed)
         falling = images_per_identity * float(long_tail) ** (-np.arange(identities) / (identities - 1))
         counts = np.maximum(2, np.rint(falling)).astype(np.int64)
         self.labels = np.repeat(np.arange(identities, dtype=np.int64), counts)
@@ -94,6 +95,10 @@ class SyntheticFaces:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __reduce__(self) -> tuple:
+        # Another process draws its own images: these are many megabytes.
+        return type(self), self._arguments
 
     def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return image `index` (size, size, 3) uint8 RGB, read-only; several threads may ask at once. Leaves `out`."""

@@ -113,8 +113,11 @@ class TrainLoader:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._batches(_decoding(self.source))
+
+    def _batches(self, fill: "Fill") -> Iterator[Batch]:
         shape = (self.source.size, self.source.size, 3)
-        return _decode_ahead(self.source, shape, self._choose(), self.threads, self.prefetch, self.pin)
+        return _decode_ahead(fill, shape, self._choose(), self.threads, self.prefetch, self.pin)
 
     def _choose(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Images, labels and draws of each step; asked of the plan for many steps at once, while the threads decode."""
@@ -168,7 +171,7 @@ class EvalLoader:
         shape = _load(self.images, int(own[0])).shape
         parts = (own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size))
         chosen = ((part, np.full(len(part), -1), np.empty((len(part), 0), np.float32)) for part in parts)
-        return _decode_ahead(self.images, shape, chosen, self.threads, self.prefetch, self.pin)
+        return _decode_ahead(_decoding(self.images), shape, chosen, self.threads, self.prefetch, self.pin)
 
 
 def _check(rank: int, world: int, threads: int, prefetch: int) -> None:
@@ -180,8 +183,16 @@ def _check(rank: int, world: int, threads: int, prefetch: int) -> None:
         raise ValueError(f"prefetch is {prefetch!r}: at least 1 batch must be decoded ahead")
 
 
+# (how many batches came before, indices (n,), memory (n,H,W,3)): puts these images into the memory.
+Fill = Callable[[int, np.ndarray, np.ndarray], None]
+
+
+def _decoding(images: Images) -> Fill:
+    return lambda number, indices, target: _decode(images, indices.tolist(), target)
+
+
 def _decode_ahead(
-    images: Images,
+    fill: Fill,
     shape: tuple[int, ...],
     chosen: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
     threads: int,
@@ -196,13 +207,13 @@ def _decode_ahead(
     started: deque[_Started] = deque()
     memory = _pinned if pin else _Recycled()
     try:
-        for indices, labels, draws in chosen:
+        for number, (indices, labels, draws) in enumerate(chosen):
             pixels = memory((len(indices), *shape))
             batch = Batch(pixels, torch.from_numpy(labels), torch.from_numpy(draws), torch.from_numpy(indices))
             target, count = pixels.numpy(), len(indices)
             bounds = [count * part // threads for part in range(threads + 1)]
             slices = [
-                pool.submit(_decode, images, indices[first:end].tolist(), target[first:end])
+                pool.submit(fill, number, indices[first:end], target[first:end])
                 for first, end in pairwise(bounds)
                 if first < end
             ]

@@ -115,7 +115,26 @@ def test_view_1_pairs_are_dealt_to_folds_of_both_kinds(tmp_path):
     assert made.fold.tolist() == [0, 1, 0, 1]
 
 
+def test_people_without_a_folder_are_all_named_at_once(tmp_path):
+    pairs = "".join(f"P{i}\t1\t2\n" for i in range(14)) + "".join(f"P{i}\t1\tA\t1\n" for i in range(14))
+    root, listed = write_folder(tmp_path, f"14\n{pairs}", [("A", 1, ".jpg"), ("P3", 1, ".jpg"), ("P3", 2, ".jpg")])
+    with pytest.raises(FileNotFoundError, match=r"13 of the 15 people that pairs\.txt names have no folder") as refusal:
+        read_folder(root, listed, "x", 2, 112)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert message.split("there: ")[1].split(";")[0].split(", ") == sorted(f"P{i}" for i in range(14) if i != 3)
+
+
+def test_the_wrong_folder_is_not_told_name_by_name(tmp_path):
+    pairs = "".join(f"P{i}\t1\t2\n" for i in range(12)) + "".join(f"P{i}\t1\tP0\t1\n" for i in range(12))
+    root, listed = write_folder(tmp_path, f"12\n{pairs}", [("A", 1, ".jpg")])
+    with pytest.raises(FileNotFoundError, match=r"a folder for none of the 12 people .*\(P0, P1, P10 …\); check"):
+        read_folder(root, listed, "x", 2, 112)
+
+
 def test_all_missing_images_are_counted_and_ten_are_named(tmp_path):
+    for i in range(12):
+        (tmp_path / f"P{i}").mkdir()
     pairs = "".join(f"P{i}\t1\t2\n" for i in range(12)) + "".join(f"P{i}\t1\tA\t1\n" for i in range(12))
     with pytest.raises(FileNotFoundError, match=r"24 images .*P0/P0_0001, P0/P0_0002.*P4/P4_0002, …") as refusal:
         read_folder(*write_folder(tmp_path, f"12\n{pairs}", [("A", 1, ".jpg")]), "x", 2, 112)

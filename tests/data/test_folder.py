@@ -40,7 +40,7 @@ def test_all_formats_are_read_and_anything_else_is_left_out(tmp_path):
     (tmp_path / ".cache").mkdir()
     faces = FolderFaces(tmp_path, 8)
     assert faces.labels.tolist() == [0] * 5 + [1]
-    assert faces.empty == 0
+    assert faces.empty == []
     assert all(faces.load(index).shape == (8, 8, 3) for index in range(6))
 
 
@@ -49,7 +49,7 @@ def test_folders_without_images_are_counted_and_left_out(tmp_path):
     write(tmp_path / "c" / "1.png", picture())
     (tmp_path / "b").mkdir()
     faces = FolderFaces(tmp_path, 8)
-    assert faces.empty == 1
+    assert faces.empty == ["b"]
     assert faces.identity_names == ["a", "c"]
     assert faces.labels.tolist() == [0, 1]
 
@@ -60,6 +60,7 @@ def test_spaces_and_korean_letters_are_fine(tmp_path):
     faces = FolderFaces(tmp_path, 8)
     assert faces.identity_names == ["Ann O'Neil", "김 민준"]
     assert np.array_equal(faces.load(1), picture(1))
+    assert faces.name(1) == "김 민준/얼굴 1.png"
 
 
 @pytest.mark.parametrize(("stored", "how"), [(16, cv2.INTER_AREA), (5, cv2.INTER_CUBIC)])

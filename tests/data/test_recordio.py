@@ -44,8 +44,8 @@ def records(labels, identities=True, rounded=lambda number: number):
     return [header, *images, *(payload([rounded(a), rounded(b)]) for a, b in zip(bounds, ends, strict=True))]
 
 
-def write(root, frames, described=None, keys=None, classes=100):
-    root.mkdir(exist_ok=True)
+def write(root, frames, described=None, keys=None, classes=90_001):
+    root.mkdir(exist_ok=True, parents=True)
     offsets = np.cumsum([0, *map(len, frames)])[:-1]
     keys = range(len(frames)) if keys is None else keys
     (root / "train.rec").write_bytes(b"".join(frames))
@@ -225,6 +225,29 @@ def test_a_property_that_does_not_fit_is_refused(tmp_path, described, message):
     root = write(tmp_path, [frame(record) for record in records(LABELS)], described)
     with pytest.raises(ValueError, match=rf"property: .*{message}"):
         RecordIOFaces(root, SIZE)
+
+
+def test_labels_outside_the_classes_are_refused(tmp_path):
+    for identities in (True, False):
+        frames = [frame(record) for record in records([0, 0, 1, 7, 7], identities)]
+        first = 4 if identities else 3
+        with pytest.raises(ValueError, match=rf"key {first} .* has the label 7, but property says 7 identities, "):
+            RecordIOFaces(write(tmp_path / str(identities), frames, classes=7), SIZE)
+    # What the message advises is accepted.
+    (tmp_path / "False" / "property").write_text("8,8,8")
+    assert RecordIOFaces(tmp_path / "False", SIZE).identity_names == ["0", "1", "7"]
+
+
+def test_one_identity_is_no_training_set(tmp_path):
+    frames = [frame(record) for record in records([3, 3, 3])]
+    with pytest.raises(ValueError, match=r"train\.rec: has images of one identity only \(label 3\), 2 are needed"):
+        RecordIOFaces(write(tmp_path, frames), SIZE)
+
+
+def test_an_image_is_named_by_its_key(tmp_path):
+    frames = [frame(record) for record in records(LABELS, identities=False)]
+    faces = RecordIOFaces(write(tmp_path, frames, keys=[3, 4, 10, 11, 20, 99]), SIZE)
+    assert faces.name(5) == "key 99"
 
 
 def test_a_truncated_file_is_refused(tmp_path):
