@@ -1,15 +1,22 @@
 """The one classifier under all margin losses: class centres, sharded over ranks, and a softmax over their cosines.
 
-A margin loss is four small choices over the cosines (B,C) of embeddings and class centres, each a method to override:
+A margin loss is a few small choices over the cosines (B,C) of embeddings and class centres, each a method to override:
 
     row_scale    s, or a value per row                        (SphereFace: ‖x‖, with its gradient)
     target       cosθ_y → f(cosθ_y, context)                  the margin
     non_target   cosθ_j → g(cosθ_j, f, context)               (CurricularFace's hard negatives)
-    reduction    logits → scalar                              softmax cross-entropy; (SphereFace2: one against all)
+    others       logits of other classes → (B,)               logsumexp; (SphereFace2: a sum of binary terms)
+    reduction    others, target → scalar                      softmax cross-entropy; (SphereFace2: one against all)
 
 and perhaps a ``regulariser``. ``MarginLoss`` itself makes the plainest choice of each: the normalised softmax.
-A margin is called with the *global* batch on every rank (so its moving averages see all of it), and may own parameters
-and buffers as any module does; ``facelab.loss.collective`` tells the one rule that this asks for.
+``row_scale``, ``target``, ``reduction`` and ``regulariser`` are called once a step with the *global* batch on every
+rank (so moving averages see all of it). ``non_target`` and ``others`` are called for any part of this rank's classes,
+and again in the backward pass: they must treat each column by itself, change nothing, and depend on their arguments, on
+buffers and on parameters alone. A margin may own parameters and buffers as any module does; ``facelab.loss.collective``
+tells the one rule that this asks for.
+
+How the classes are gone through, ``ClassifierOptions`` tells: at once (``facelab.loss.columns``), in chunks
+(``facelab.loss.chunked``), or some of them (``facelab.loss.sampled``).
 
 Precision: embeddings, norms, the target cosine, margins and softmax are computed in float32 (float64 stays), whatever
 autocast says; only the (B,D)×(D,C) product follows autocast. The target cosine is computed apart from it, since margins
@@ -23,19 +30,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facelab.loss.base import Loss, LossOutput, require_between
+from facelab.loss.chunked import Chunks
 from facelab.loss.collective import (
     enter_shards,
     gather_rows,
     logsumexp_over_shards,
     max_over_shards,
     rank_and_world,
+    row_counts,
     sum_over_shards,
 )
+from facelab.loss.columns import Columns, Others, Whole, unit, widen
+from facelab.loss.sampled import draw
 
 _INIT_STD = 0.01  # as arcface_torch; with normalised centres it sets their effective learning rate, not the logits
 _INIT_BLOCK = 4096  # rows drawn from one generator state; another value is another initial matrix
 _SEED_STRIDE = 0x9E3779B1  # keeps the blocks of neighbouring seeds apart: CPU generators use 32 bits of their seed
-_NORM_FLOOR = 1e-8  # a shorter vector has no direction worth a gradient
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """How a loss goes through its classes; the values that change nothing are ``("auto", 1.0, None)``.
+
+    Args:
+        chunk: how many columns of the (B,C) matrix exist at a time; ``"auto"`` for what suits batch and device, the
+            whole matrix where it is small; ``None`` for the whole matrix always.
+        sample_rate: share of the classes that a training step sees, above 0 and up to 1. The classes of the batch are
+            always among them. A class that is not has no gradient, and the centres' gradient is a sparse tensor.
+            Source: PartialFC, arXiv:2203.15565.
+        interclass_filter: a cosine above which another class is ignored for this row, as if it were not there:
+            perhaps it is the same person under two names. ``None`` for no filter. arcface_torch, whose recipes for
+            noisy data use 0.4, sets such a cosine to 0 instead.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    chunk: int | str | None
+    sample_rate: float
+    interclass_filter: float | None
+
+    def __post_init__(self) -> None:
+        whole = self.chunk is None or self.chunk == "auto"
+        if not whole and (type(self.chunk) is not int or self.chunk < 1):
+            raise ValueError(f"chunk={self.chunk}: choose auto, null for the whole matrix, or a number of columns")
+        if not 0 < self.sample_rate <= 1:
+            raise ValueError(f"sample_rate={self.sample_rate} is out of range: choose it above 0 and up to 1 (all)")
+        if self.sample_rate < 1 and self.chunk is None:
+            raise ValueError("sample_rate below 1 needs chunks: set chunk=auto")
+        if self.interclass_filter is not None:
+            require_between("interclass_filter", self.interclass_filter, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -67,6 +111,7 @@ class ClassCentres(nn.Module):
 
     Attributes:
         weight: (C_rank,D) float32, the classes ``start`` … ``stop`` − 1, not normalised.
+        seed: what the matrix was drawn with, and sampled classes are.
 
     Raises:
         ValueError: fewer classes than ranks, or an embedding size below 1.
@@ -83,8 +128,9 @@ class ClassCentres(nn.Module):
         self.num_classes = num_classes
         self.start = rank * share + min(rank, larger)
         self.stop = self.start + share + (rank < larger)
+        self.seed = torch.initial_seed()
         self.weight = nn.Parameter(torch.empty(self.stop - self.start, embedding_size, dtype=torch.float32))
-        self.reset_parameters(torch.initial_seed())
+        self.reset_parameters(self.seed)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
@@ -98,13 +144,15 @@ class ClassCentres(nn.Module):
             low, high = max(first, self.start), min(first + _INIT_BLOCK, self.stop)
             self.weight[low - self.start : high - self.start] = rows[low - first : high - first].to(self.weight)
 
-    def is_target(self, labels: Tensor) -> Tensor:
-        """(B,) labels → (B,C_rank) bool, true where the column is the row's own class."""
-        return labels[:, None] == torch.arange(self.start, self.stop, device=labels.device)
-
     def extra_repr(self) -> str:
         """Say which classes lie here."""
         return f"classes {self.start}…{self.stop - 1} of {self.num_classes}, embedding_size={self.weight.shape[1]}"
+
+
+# Elements of the (B,C) matrix up to which it is held whole: about where chunks begin to be faster, by the written-out
+# passes and by a margin's own hooks (benchmarks/classifier.py: whole, facelab, hooks; B=128 and 512, D=512, on a CPU).
+WHOLE, WHOLE_BY_HOOKS = 2**18, 2**22
+_CHUNK = {"cpu": 2**20, "cuda": 2**25}  # elements of its part in a chunk: within a cache, and enough to fill a GPU
 
 
 class MarginLoss(Loss):
@@ -126,6 +174,8 @@ class MarginLoss(Loss):
     """
 
     normalised = True  # False: the similarities are x·W, not cosines
+    combine = "logsumexp"  # or "sum": how the contributions of `others` go together, of chunks and of ranks
+    options = ClassifierOptions(chunk="auto", sample_rate=1.0, interclass_filter=None)  # exact
 
     def __init__(self, embedding_size: int, num_classes: int, scale: float):
         super().__init__()
@@ -150,21 +200,58 @@ class MarginLoss(Loss):
         """A scalar that is added to the loss."""
         return None
 
-    def reduction(self, others: Tensor, target: Tensor, context: Context) -> Tensor:
-        """(B,C_rank) logits of the other classes (target column ignored) and (B,) target logits → scalar.
+    def others(self, logits: Tensor, context: Context) -> Tensor:
+        """(B,c) logits of some other classes → (B,) their contribution; an own class stands there as about −1e35."""
+        return torch.logsumexp(logits, dim=1)
 
-        Here softmax cross-entropy, as −log σ(target − logsumexp(others)): exact also where it is nearly zero.
+    def reduction(self, others: Tensor, target: Tensor, context: Context) -> Tensor:
+        """(B,) contribution of all other classes and (B,) target logits → scalar.
+
+        Here softmax cross-entropy, as −log σ(target − others): exact also where it is nearly zero.
         """
-        hidden = torch.finfo(others.dtype).min  # finite: a shard may consist of one class, the target
-        others = others.masked_fill(self.classifier.is_target(context.labels), hidden)
-        return -F.logsigmoid(target - logsumexp_over_shards(torch.logsumexp(others, dim=1))).mean()
+        return -F.logsigmoid(target - others).mean()
+
+    def configure(self, options: ClassifierOptions) -> None:
+        """Choose how the classes are gone through.
+
+        Raises:
+            ValueError: this loss has no cosines to filter by.
+        """
+        if options.interclass_filter is not None and not self.normalised:
+            raise ValueError(
+                f"interclass_filter={options.interclass_filter} is a cosine, and {type(self).__name__} has none: "
+                "set it to null"
+            )
+        self.options = options
+
+    @property
+    def others_are_plain(self) -> bool:
+        """Whether the other classes' logits are scaled similarities under a logsumexp, whatever the target is."""
+        return (
+            type(self).non_target is MarginLoss.non_target
+            and type(self).others is MarginLoss.others
+            and self.combine == "logsumexp"
+        )
 
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:
-        """(B,D) embeddings, (B,) int64 labels of this rank → the global batch's mean loss and top-1 accuracy."""
-        cosines, target_cosine, context = self._cosines(embeddings, labels, step)
+        """(B,D) embeddings, (B,) int64 labels of this rank → the global batch's mean loss and top-1 accuracy.
+
+        The accuracy is the share of rows to which no other class centre is as near, before any margin, as their own;
+        with sampled classes, no other of these.
+        """
+        self._check(embeddings, labels)
+        product = _product_format(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
-            loss = self.reduction(*self._logits(cosines, target_cosine, context), context)
-            logs = {"accuracy": self._accuracy(cosines, context.labels)}
+            embeddings, context = self._global_batch(embeddings, labels, step)
+            columns = self._columns(context)
+            size = self._chunk_size(embeddings)
+            classes = Chunks(self, columns, product, size) if size else Whole(self, columns, product)
+            target = self.target(self._target_cosine(embeddings, classes, columns, context), context)
+            scale = self.row_scale(context)
+            found = classes.others(embeddings, target, scale, context)
+            over_shards = sum_over_shards if self.combine == "sum" else logsumexp_over_shards
+            loss = self.reduction(over_shards(found.total), scale * target, context)
+            logs = {"accuracy": _accuracy(found)}
             penalty = self.regulariser(context)
             if penalty is not None:
                 loss = loss + penalty
@@ -172,53 +259,70 @@ class MarginLoss(Loss):
         return LossOutput(loss, logs)
 
     def logits(self, embeddings: Tensor, labels: Tensor, step: int) -> Tensor:
-        """The (B,C_rank) scaled logits after the margin, the target column included; B is the global batch."""
-        cosines, target_cosine, context = self._cosines(embeddings, labels, step)
+        """The (B,C_rank) scaled logits after the margin, the target column included; B is the global batch.
+
+        For pictures and tests: it holds the whole matrix, of all classes and unfiltered.
+        """
+        self._check(embeddings, labels)
+        product = _product_format(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
-            others, target = self._logits(cosines, target_cosine, context)
-            return torch.where(self.classifier.is_target(context.labels), target[:, None], others)
+            embeddings, context = self._global_batch(embeddings, labels, step)
+            columns = self._all_columns(context.labels)
+            classes = Whole(self, columns, product)
+            target = self.target(self._target_cosine(embeddings, classes, columns, context), context)
+            others = self.non_target(classes.similarities(embeddings), enter_shards(target), context)
+            scale = self.row_scale(context)
+            column_scale = enter_shards(scale)[:, None] if isinstance(scale, Tensor) else scale
+            own = columns.is_own(0, columns.count)
+            return torch.where(own, (scale * target)[:, None], column_scale * others)
 
     def sharded_parameters(self) -> list[str]:
         """The class centres."""
         return ["classifier.weight"]
 
-    def _cosines(self, embeddings: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor, Context]:
-        """→ (B,C_rank) cosines, (B,) target cosine, context, of the global batch."""
-        self._check(embeddings, labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings, labels = gather_rows(_widen(embeddings)), gather_rows(labels)
-            centres = _widen(self.classifier.weight)
-            norms = torch.linalg.vector_norm(embeddings, dim=1)
-            if self.normalised:
-                embeddings, centres = _unit(embeddings, norms), _unit(centres, torch.linalg.vector_norm(centres, dim=1))
-            embeddings = enter_shards(embeddings)
-            column, owned = self._columns(labels)
-            target = (embeddings * centres[column]).sum(dim=1)
-            target = sum_over_shards(torch.where(owned, target, 0))
-            target = target.masked_fill((labels < 0) | (labels >= self.classifier.num_classes), torch.nan)
-        cosines = F.linear(embeddings, centres).to(embeddings.dtype)
-        return cosines, target, Context(norms, labels, step, self.training)
+    def _global_batch(self, embeddings: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Context]:
+        """→ (B,D) embeddings that have entered the shards, normalised if the loss is, and the context."""
+        counts = row_counts(labels)
+        embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
+        norms = torch.linalg.vector_norm(embeddings, dim=1)
+        if self.normalised:
+            embeddings = unit(embeddings, norms)
+        return enter_shards(embeddings), Context(norms, labels, step, self.training)
 
-    def _logits(self, cosines: Tensor, target_cosine: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """→ (B,C_rank) logits of the other classes and (B,) target logits."""
-        target = self.target(target_cosine, context)
-        others = self.non_target(cosines, enter_shards(target), context)
-        scale = self.row_scale(context)
-        column_scale = enter_shards(scale)[:, None] if isinstance(scale, Tensor) else scale
-        return column_scale * others, scale * target
+    def _columns(self, context: Context) -> Columns:
+        """The classes of this rank that take part in this step."""
+        everything, rate = self._all_columns(context.labels), self.options.sample_rate
+        if rate == 1 or not self.training:
+            return everything
+        own, here, part = everything.own, everything.here, self.classifier
+        taken = draw(part.start, part.stop, rate, part.seed, context.step, own.device)
+        taken[own[here]] = True
+        rows = taken.nonzero()[:, 0]
+        return Columns(rows, torch.where(here, torch.searchsorted(rows, own), 0), here, len(rows))
 
-    @torch.no_grad()
-    def _accuracy(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        """The share of rows whose nearest class centre, before any margin, is their own."""
-        column, owned = self._columns(labels)
-        best, nearest = cosines.detach().max(dim=1)
-        right = owned & (nearest == column) & (best >= max_over_shards(best))
-        return sum_over_shards(right.to(cosines.dtype)).mean()
+    def _all_columns(self, labels: Tensor) -> Columns:
+        start, stop = self.classifier.start, self.classifier.stop
+        here = (labels >= start) & (labels < stop)
+        return Columns(None, torch.where(here, labels - start, 0), here, stop - start)
 
-    def _columns(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) labels → (B,) column on this rank, 0 for a class that lies elsewhere, and (B,) bool, true if here."""
-        owned = (labels >= self.classifier.start) & (labels < self.classifier.stop)
-        return torch.where(owned, labels - self.classifier.start, 0), owned
+    def _chunk_size(self, embeddings: Tensor) -> int:
+        """Columns in a chunk, 0 for all at once: the same on every rank, since the ways differ in their collectives."""
+        chunk, batch = self.options.chunk, len(embeddings)
+        largest_shard = -(-self.classifier.num_classes // self.classifier.world)
+        sampled = self.options.sample_rate < 1 and self.training
+        limit = WHOLE if self.others_are_plain else WHOLE_BY_HOOKS
+        if chunk is None or (chunk == "auto" and not sampled and batch * largest_shard <= limit):
+            return 0
+        if isinstance(chunk, int):
+            return chunk
+        return max(_CHUNK.get(embeddings.device.type, _CHUNK["cpu"]) // max(*embeddings.shape, 1), 1)
+
+    def _target_cosine(self, embeddings: Tensor, classes: Whole | Chunks, columns: Columns, context: Context) -> Tensor:
+        """(B,) cosθ_y, on every rank; NaN for a label that is no class."""
+        labels = context.labels
+        cosine = (embeddings * classes.own_centres()).sum(dim=1)
+        cosine = sum_over_shards(torch.where(columns.here, cosine, 0))
+        return cosine.masked_fill((labels < 0) | (labels >= self.classifier.num_classes), torch.nan)
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         classes, size = self.classifier.num_classes, self.classifier.weight.shape[1]
@@ -242,10 +346,15 @@ class MarginLoss(Loss):
             self._seen_labels = True
 
 
-def _widen(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+def _product_format(embeddings: Tensor) -> torch.dtype:
+    """What autocast, or else the embeddings, say; float64 stays."""
+    device = embeddings.device.type
+    if torch.is_autocast_enabled(device) and embeddings.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return widen(embeddings).dtype
 
 
-def _unit(vectors: Tensor, norms: Tensor) -> Tensor:
-    """Rows of length 1. A row of length 0 stays 0 without a gradient: dividing by an infinite length gives both."""
-    return vectors / norms.masked_fill(norms < _NORM_FLOOR, torch.inf)[:, None]
+def _accuracy(found: Others) -> Tensor:
+    """(B,) own and best others of this rank → the share of the global batch that is right."""
+    right = found.own > max_over_shards(found.best)
+    return sum_over_shards(right.to(found.best.dtype)).mean()

@@ -10,11 +10,15 @@ loss. Only two borders matter, those of the computation that every rank does for
 ranks and is used on the (B,C_rank) columns has to pass through ``enter_shards``: a scale per row, a learnable bias.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_inside = 0  # how many `inside_shard` are open
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -24,17 +28,53 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def gather_rows(local: Tensor) -> Tensor:
-    """(b,…) of this rank → (W·b,…) of all ranks, in the order of ranks; b must be the same on every rank.
+@torch.no_grad()
+def row_counts(local: Tensor) -> list[int]:
+    """The number of rows that each rank holds; every rank learns all of them, so none waits for rows that never come.
+
+    On a GPU this has a stream of its own: the host waits for eight bytes per rank, not for the network before them.
+    """
+    _, world = rank_and_world()
+    if world == 1:
+        return [len(local)]
+    stream: AbstractContextManager = nullcontext()
+    if local.is_cuda:
+        stream = torch.cuda.stream(torch.cuda.Stream(local.device))
+    with stream:
+        mine = torch.tensor([len(local)], device=local.device)
+        counts = mine.new_empty(world)
+        dist.all_gather_into_tensor(counts, mine)
+        return counts.tolist()
+
+
+def gather_rows(local: Tensor, counts: list[int] | None = None) -> Tensor:
+    """(b,…) of this rank → (Σb,…) of all ranks, in the order of ranks; b may differ between ranks, and be 0.
 
     The gradient is this rank's part of the complete one, times W, because DDP will average it over W ranks.
+
+    Args:
+        local: (b,…) this rank's rows.
+        counts: what ``row_counts`` gives; asked for where it is not known yet.
     """
-    return local if rank_and_world()[1] == 1 else _GatherRows.apply(local)
+    if rank_and_world()[1] == 1:
+        return local
+    return _GatherRows.apply(local, row_counts(local) if counts is None else counts)
 
 
 def enter_shards(replicated: Tensor) -> Tensor:
     """The same values, about to be used by every rank for its own classes; the ranks' gradients are summed."""
-    return replicated if rank_and_world()[1] == 1 else _EnterShards.apply(replicated)
+    return replicated if rank_and_world()[1] == 1 or _inside else _EnterShards.apply(replicated)
+
+
+@contextmanager
+def inside_shard() -> Iterator[None]:
+    """Within it ``enter_shards`` does nothing: who opens it sums the ranks' gradients, once and not for every chunk."""
+    global _inside
+    _inside += 1
+    try:
+        yield
+    finally:
+        _inside -= 1
 
 
 def sum_over_shards(partial: Tensor) -> Tensor:
@@ -62,16 +102,25 @@ def logsumexp_over_shards(partial: Tensor) -> Tensor:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        world = dist.get_world_size()
-        gathered = local.new_empty(world * local.shape[0], *local.shape[1:])
-        dist.all_gather_into_tensor(gathered, local.contiguous())
-        return gathered
+    def forward(ctx: Any, local: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        longest = max(counts)
+        even = min(counts) == longest
+        padded = local.contiguous()
+        if not even:  # a collective takes equal parts alone
+            padded = local.new_zeros(longest, *local.shape[1:])
+            padded[: len(local)] = local
+        gathered = local.new_empty(len(counts) * longest, *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
+        if even:
+            return gathered
+        parts = zip(gathered.split(longest), counts, strict=True)
+        return torch.cat([part[:count] for part, count in parts])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         rank, world = rank_and_world()
-        return grads[0].chunk(world)[rank] * world
+        return grads[0].split(ctx.counts)[rank] * world, None
 
 
 class _EnterShards(torch.autograd.Function):

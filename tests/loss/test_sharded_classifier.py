@@ -1,19 +1,22 @@
-"""Two and three processes compute what one process computes, in float64 to 1e-10."""
+"""Two, three and four processes compute what one process computes, in float64 to 1e-10: whole or in chunks."""
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from facelab.loss.adam_softmax import AdaMSoftmax
 from facelab.loss.arcface import ArcFace
-from facelab.loss.classifier import ClassCentres, MarginLoss
-from facelab.loss.collective import enter_shards, sum_over_shards
+from facelab.loss.classifier import ClassCentres, ClassifierOptions, MarginLoss
+from facelab.loss.collective import enter_shards, gather_rows, row_counts
 from facelab.loss.cosface import CosFace
 from facelab.loss.softmax import Softmax
 
-B, D, C = 12, 8, 11  # neither 2 nor 3 divides C
+B, D, C = 12, 8, 11  # neither 2, 3 nor 4 divides C
 STEP = 4
-WORLDS = (2, 3)
+WORLDS = (2, 3, 4)
+CHUNKS = (None, 3)  # some ranks then have a chunk more than others
+UNEVEN = {2: (7, 5), 3: (3, 9, 0), 4: (1, 4, 5, 2)}
 
 
 class EveryHook(MarginLoss):
@@ -33,7 +36,8 @@ class EveryHook(MarginLoss):
         return cosine - self.margins[context.labels] * context.norms / self.mean_norm
 
     def non_target(self, cosines, target, context):
-        return cosines * (1 + target[:, None].sigmoid()) + enter_shards(self.bias)
+        lengths = enter_shards(context.norms)[:, None] / self.mean_norm
+        return cosines * (1 + target[:, None].sigmoid() / lengths) + enter_shards(self.bias)
 
     def regulariser(self, context):
         return 0.1 * (1 / context.norms).mean() - self.margins.mean()
@@ -42,14 +46,17 @@ class EveryHook(MarginLoss):
 class OneAgainstAll(MarginLoss):
     """Another reduction: every class is a binary question, with a learnable bias."""
 
+    combine = "sum"
+
     def __init__(self, embedding_size, num_classes, scale):
         super().__init__(embedding_size, num_classes, scale)
         self.bias = torch.nn.Parameter(torch.tensor(-0.3))
 
+    def others(self, logits, context):
+        return torch.nn.functional.softplus(logits + enter_shards(self.bias)).sum(dim=1)
+
     def reduction(self, others, target, context):
-        others = torch.nn.functional.softplus(others + enter_shards(self.bias))
-        others = others.masked_fill(self.classifier.is_target(context.labels), 0).sum(dim=1)
-        return (torch.nn.functional.softplus(-target - self.bias) + sum_over_shards(others)).mean()
+        return (torch.nn.functional.softplus(-target - self.bias) + others).mean()
 
 
 LOSSES = {
@@ -58,6 +65,7 @@ LOSSES = {
     "arcface": lambda: ArcFace(D, C, scale=30.0, margin=0.5, gradient=True, past_pi="monotone"),
     "arcface_straight": lambda: ArcFace(D, C, scale=30.0, margin=0.5, gradient="straight_through", past_pi="unguarded"),
     "cosface": lambda: CosFace(D, C, scale=30.0, margin=0.35),
+    "adam_softmax": lambda: AdaMSoftmax(D, C, scale=30.0, margin_low=0.3, margin_high=0.4, lambda_margin=7.0),
     "every_hook": lambda: EveryHook(D, C, 30.0),
     "one_against_all": lambda: OneAgainstAll(D, C, 30.0),
 }
@@ -73,21 +81,27 @@ def whole_batch():
     return images, labels, weight
 
 
-def compute(build, rank, world, ddp):
+def even(world):
+    return tuple(len(part) for part in torch.arange(B).tensor_split(world))
+
+
+def compute(build, rank, sizes, chunk, ddp):
     """Loss, logs and all gradients of one rank: of the embeddings, the loss's parameters, the backbone's average."""
     images, labels, weight = whole_batch()
+    torch.manual_seed(7)
     loss = build().double()
     loss.classifier.weight.data = weight[loss.classifier.start : loss.classifier.stop].clone()
-    mine = slice(rank * B // world, (rank + 1) * B // world)
+    loss.configure(ClassifierOptions(chunk, 1.0, 0.8 if loss.normalised else None))
+    images, labels = images.split(sizes)[rank], labels.split(sizes)[rank]
 
-    embeddings = images[mine].clone().requires_grad_()
-    value, logs = loss(embeddings, labels[mine], STEP)
+    embeddings = images.clone().requires_grad_()
+    value, logs = loss(embeddings, labels, STEP)
     value.backward()
     result = {
         "loss": value.detach(),
         "accuracy": logs["accuracy"],
         "embeddings": embeddings.grad,
-        "logits": loss.logits(images[mine], labels[mine], STEP).detach(),
+        "logits": loss.logits(images, labels, STEP).detach(),
         **{name: parameter.grad for name, parameter in loss.named_parameters()},
         **{f"buffer/{name}": buffer for name, buffer in loss.named_buffers()},
     }
@@ -95,7 +109,7 @@ def compute(build, rank, world, ddp):
     torch.nn.init.eye_(backbone.weight)
     torch.nn.init.zeros_(backbone.bias)
     network = torch.nn.parallel.DistributedDataParallel(backbone) if ddp else backbone
-    loss(network(images[mine]), labels[mine], STEP).loss.backward()
+    loss(network(images), labels, STEP).loss.backward()
     return {**result, "backbone": backbone.weight.grad}
 
 
@@ -115,7 +129,14 @@ def run(rank, world, folder):
     early = MarginLoss(D, C, 30.0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous{world}", rank=rank, world_size=world)
     try:
-        results = {name: compute(build, rank, world, ddp=True) for name, build in LOSSES.items()}
+        results = {
+            (name, chunk, sizes): compute(build, rank, sizes, chunk, ddp=True)
+            for name, build in LOSSES.items()
+            for chunk in CHUNKS
+            for sizes in (even(world), UNEVEN[world])
+        }
+        mine = torch.full((UNEVEN[world][rank], 2), rank)
+        results["gathered"] = (row_counts(mine), gather_rows(mine))
         results["centres"] = {
             classes: (part.start, part.stop, part.weight.detach()) for classes, part in centres().items()
         }
@@ -145,16 +166,19 @@ def ranks(request, folder):
     return [torch.load(folder / f"{request.param}-{rank}.pt") for rank in range(request.param)]
 
 
+@pytest.mark.parametrize("batches", ["even", "uneven"])
+@pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_ranks_equal_one_process(name, ranks):
+def test_ranks_equal_one_process(name, chunk, batches, ranks):
     world = len(ranks)
-    expected = compute(LOSSES[name], 0, 1, ddp=False)
-    parts = [rank[name] for rank in ranks]
+    sizes = UNEVEN[world] if batches == "uneven" else even(world)
+    expected = compute(LOSSES[name], 0, (B,), None, ddp=False)
+    parts = [rank[name, chunk, sizes] for rank in ranks]
     assert 0 < expected["accuracy"] < 1
     joined = {
         "embeddings": torch.cat([part["embeddings"] for part in parts]) / world,  # DDP divides by the world size
-        "classifier.weight": torch.cat([part["classifier.weight"] for part in parts]),
         "logits": torch.cat([part["logits"] for part in parts], dim=1),
+        **{key: torch.cat([part[key] for part in parts]) for key in LOSSES[name]().sharded_parameters()},
     }
     for key, value in joined.items():
         torch.testing.assert_close(value, expected[key], rtol=1e-10, atol=1e-10, msg=lambda text, key=key: key + text)
@@ -172,6 +196,14 @@ def test_centres_are_one_matrix_whatever_the_world_size(ranks):
         assert torch.equal(torch.cat([weight for _, _, weight in parts]), whole.weight)
         sizes = [len(weight) for _, _, weight in parts]
         assert sizes == [len(part) for part in torch.arange(classes).tensor_split(len(ranks))]
+
+
+def test_rows_are_gathered_in_the_order_of_ranks(ranks):
+    world = len(ranks)
+    for rank in ranks:
+        counts, rows = rank["gathered"]
+        assert tuple(counts) == UNEVEN[world]
+        assert rows[:, 0].tolist() == [r for r, count in enumerate(counts) for _ in range(count)]
 
 
 def test_misuse_is_refused(ranks):

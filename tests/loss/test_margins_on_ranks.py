@@ -1,0 +1,123 @@
+"""Two processes compute what one process computes: margins with statistics, own parameters and own reductions."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from facelab.loss.adaface import AdaFace
+from facelab.loss.adam_softmax import AdaMSoftmax
+from facelab.loss.classifier import ClassifierOptions
+from facelab.loss.contrastive import Contrastive
+from facelab.loss.curricularface import CurricularFace
+from facelab.loss.magface import MagFace
+from facelab.loss.sphereface import SphereFace
+from facelab.loss.sphereface2 import SphereFace2
+from facelab.loss.triplet import Triplet
+
+B, D, C = 12, 8, 11
+WORLD = 2
+STEPS = 3
+
+ANNEALED = {"lambda_base": 10.0, "lambda_gamma": 0.12, "lambda_power": 1.0, "lambda_min": 1.0}
+LENGTHS = {"norm_low": 1.0, "norm_high": 10.0, "margin_low": 0.45, "margin_high": 0.8, "lambda_norm": 35.0}
+
+LOSSES = {
+    "adaface": lambda: AdaFace(D, C, scale=30.0, margin=0.4, concentration=0.333, t_alpha=0.3),
+    "curricularface": lambda: CurricularFace(D, C, scale=30.0, margin=0.5, t_alpha=0.3),
+    "adam_softmax": lambda: AdaMSoftmax(D, C, scale=30.0, margin_low=0.3, margin_high=0.4, lambda_margin=70.0),
+    "sphereface2": lambda: SphereFace2(D, C, scale=40.0, margin=0.4, exponent=3.0, balance=0.7, gradient=True),
+    "sphereface": lambda: SphereFace(D, C, scale="norm", margin=4.0, gradient=True, **ANNEALED),
+    "magface": lambda: MagFace(D, C, scale=30.0, easy_margin=False, **LENGTHS),
+    "contrastive": lambda: Contrastive(D, C, margin=1.2, squared=True),
+    "batch_all": lambda: Triplet(D, C, margin=0.4, mining="batch_all", squared=True),
+    "batch_hard": lambda: Triplet(D, C, margin=0.4, mining="batch_hard", squared=True),
+    "semi_hard": lambda: Triplet(D, C, margin=0.4, mining="semi_hard", squared=False),
+}
+CHUNKS = (None, 2)  # all columns of a rank at once, and two at a time
+
+
+def whole_batch(step):
+    generator = torch.Generator().manual_seed(5 + step)
+    images = torch.randn(B, D, generator=generator, dtype=torch.float64)
+    labels = torch.randint(C, (B,), generator=generator)
+    weight = torch.randn(C, D, generator=generator, dtype=torch.float64)
+    images[::2] = weight[labels[::2]] + 0.3 * images[::2]
+    return images, labels, weight
+
+
+def train(build, rank, world, chunk):
+    """Three steps of a linear backbone and the loss's own parameters: what each step gave, and where it ended."""
+    torch.manual_seed(3)
+    loss = build().double()
+    if hasattr(loss, "classifier"):
+        loss.configure(ClassifierOptions(chunk=chunk, sample_rate=1.0, interclass_filter=None))
+        loss.classifier.weight.data = whole_batch(0)[2][loss.classifier.start : loss.classifier.stop].clone()
+    backbone = torch.nn.Linear(D, D).double()
+    torch.nn.init.eye_(backbone.weight)
+    torch.nn.init.zeros_(backbone.bias)
+    replicated = [p for name, p in loss.named_parameters() if name not in loss.sharded_parameters()]
+    optimizer = torch.optim.SGD([*backbone.parameters(), *loss.parameters()], lr=0.02, momentum=0.9)
+    mine = slice(0, B) if world == 1 else (slice(0, 7), slice(7, B))[rank]  # one rank has more rows
+    values = []
+    for step in range(STEPS):
+        images, labels, _ = whole_batch(step)
+        optimizer.zero_grad()
+        value, logs = loss(backbone(images[mine]), labels[mine], step)
+        value.backward()
+        if world > 1:
+            for parameter in (*backbone.parameters(), *replicated):  # as DDP does
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world
+        optimizer.step()
+        values += [value.detach(), logs["accuracy"]]
+    loss.eval()
+    values.append(loss(backbone(images[mine]), labels[mine], STEPS).loss.detach())
+    sharded = {name: p.detach() for name, p in loss.named_parameters() if name in loss.sharded_parameters()}
+    alike = {name: p.detach() for name, p in loss.named_parameters() if name not in sharded}
+    return {
+        "values": torch.stack(values),
+        "backbone": backbone.weight.detach(),
+        "sharded": sharded,
+        "alike": {**alike, **dict(loss.named_buffers())},
+    }
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    try:
+        found = {(name, chunk): train(LOSSES[name], rank, WORLD, chunk) for name in LOSSES for chunk in CHUNKS}
+        torch.save(found, f"{folder}/{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, args=(str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_ranks_train_as_one(name, chunk, ranks):
+    expected, parts = train(LOSSES[name], 0, 1, None), [rank[name, chunk] for rank in ranks]
+    assert len(set(expected["values"][::2].tolist())) == STEPS + 1  # it moves
+    for part in parts:
+        for key in ("values", "backbone", "alike"):
+            torch.testing.assert_close(part[key], expected[key], rtol=1e-9, atol=1e-10)
+    for key, whole in expected["sharded"].items():
+        joined = torch.cat([part["sharded"][key] for part in parts])
+        torch.testing.assert_close(joined, whole, rtol=1e-9, atol=1e-10)
+
+
+def test_what_the_margins_keep(ranks):
+    """Named here, so that a loss that stops keeping it does not pass unseen."""
+    assert ranks[0]["adaface", 2]["alike"].keys() == {"mean_norm", "std_norm"}
+    assert ranks[0]["curricularface", 2]["alike"].keys() == {"t"}
+    assert ranks[0]["sphereface2", 2]["alike"].keys() == {"bias"}
+    assert ranks[0]["adam_softmax", 2]["sharded"].keys() == {"classifier.weight", "margins"}
+    assert [len(rank["adam_softmax", 2]["sharded"]["margins"]) for rank in ranks] == [6, 5]
