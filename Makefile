@@ -6,10 +6,10 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-data test-gpu lint format bench wheel clean
+.PHONY: help setup train test test-data test-gpu test-versions lint format bench wheel clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on: make train ARGS="loss=cosface seed=2"'
 
 $(READY): pyproject.toml constraints.txt
@@ -32,6 +32,9 @@ test-data: $(READY) ## the tests on real faces alone (../shared/data)
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(RUN) -m pytest -m gpu $(ARGS)
 
+test-versions: $(READY) ## all tests on every Python there is, with the lowest and newest libraries; hours, gigabytes
+	@$(RUN) tests/versions.py $(ARGS)
+
 lint: $(READY) ## ruff and mypy
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -43,11 +46,12 @@ format: $(READY) ## let ruff put the code into shape
 
 bench: $(READY) ## measure loader, training step and start-up; results go to benchmarks/results/
 	@$(RUN) benchmarks/loader.py $(ARGS)
-	@$(RUN) benchmarks/cpu_step.py
+	@$(RUN) benchmarks/train_step.py
+	@$(RUN) benchmarks/train_step.py --backbones tiny --precisions bf16 --ours both prelu memory none --batch 128
 	@$(RUN) benchmarks/startup.py
 
 wheel: $(READY) ## build dist/*.whl and the source archive
 	@$(RUN) -m build --quiet
 
 clean: ## remove .venv and what was built, not runs/
-	rm -rf $(VENV) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .versions dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -17,15 +17,12 @@ the rounds' ratios; `load` is the machine's load average beforehand, well below 
 """
 
 import argparse
-import csv
 import io
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ import simplejpeg
 import torch
 import torchvision
 from PIL import Image
+from recording import load, machine, record, today
 from torchvision import transforms
 
 from facelab.data.augment import Augment, normalise
@@ -46,9 +44,7 @@ from facelab.training.strategy import keep_memory
 
 SETTING = ["machine", "python", "torch", "opencv", "simplejpeg", "torchvision", "images", "threads", "batch_size"]
 KEY = [*SETTING, "method"]
-COLUMNS = ["date", *SETTING, "load", "rounds", "method", "images_per_s", "ratio_to_bare", "ratio_to_dataloader"]
 PASSES = 4  # epochs in a round: a loader is started once in a training, so its start should weigh little
-RESULTS = Path(__file__).parent / "results" / "loader.csv"
 
 
 class Rendered:
@@ -173,30 +169,6 @@ def measure(ways: dict[str, Callable[[int], int]], rounds: int) -> dict[str, lis
     return speeds
 
 
-def machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def record(rows: list[dict[str, str]]) -> None:
-    """Replaces rows of the same key, keeps all others."""
-    kept = []
-    if RESULTS.exists():
-        with RESULTS.open(newline="") as file:
-            kept = list(csv.DictReader(file))
-    new = {tuple(row[column] for column in KEY) for row in rows}
-    kept = [row for row in kept if tuple(row.get(column) for column in KEY) not in new]
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept + rows)
-
-
 def main() -> None:
     """Measures, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -211,15 +183,13 @@ def main() -> None:
     keep_memory()  # as a training on a CPU does
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    load = os.getloadavg()[0]
-    if load > 0.5:
-        print(f"other work is running (load {load:.1f}): the ratios are rough, measure again on a quiet machine")
+    busy = load()
     source = RecordIOFaces(arguments.root, 112) if arguments.root else Rendered(arguments.images)
     subset = np.linspace(0, len(source) - 1, min(arguments.images, len(source))).astype(np.int64)
     speeds = measure(methods(source, subset, arguments.threads, arguments.batch_size), arguments.rounds)
 
     common = {
-        "date": date.today().isoformat(),
+        "date": today(),
         "machine": machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -229,7 +199,7 @@ def main() -> None:
         "images": f"{Path(arguments.root).name if arguments.root else 'rendered'} ({len(subset)})",
         "threads": str(arguments.threads),
         "batch_size": str(arguments.batch_size),
-        "load": f"{load:.1f}",
+        "load": busy,
         "rounds": str(arguments.rounds),
     }
     rows = []
@@ -250,8 +220,7 @@ def main() -> None:
             flush=True,
         )
     if not arguments.dry:
-        record(rows)
-        print(f"recorded in {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
+        print(f"recorded in {record('loader', KEY, rows)}")
 
 
 if __name__ == "__main__":

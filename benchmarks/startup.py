@@ -1,11 +1,12 @@
 """How long the command line takes to answer, and a run to its first step: each of several fresh processes, medians.
 
-Writes benchmarks/results/startup.csv. Run: `python benchmarks/startup.py [--rounds 5]`.
+The questions are asked in turn, so that whatever else the machine does slows all alike; `load` is its load average
+beforehand, below 0.7 on a quiet machine. Writes results/startup.csv.
+
+    python benchmarks/startup.py
 """
 
 import argparse
-import csv
-import os
 import platform
 import statistics
 import subprocess
@@ -15,17 +16,20 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-RESULTS = Path(__file__).with_name("results") / "startup.csv"
+from recording import load, machine, record, today
+
 QUESTIONS = {
     "python -c pass": ["-c", "pass"],
     "python -c 'import torch'": ["-c", "import torch"],
     "facelab.train --help": ["-m", "facelab.train", "--help"],
     "facelab.train --cfg job": ["-m", "facelab.train", "--cfg", "job"],
+    "facelab.evaluate --help": ["-m", "facelab.evaluate", "--help"],
 }
 FIRST_STEP = ["-m", "facelab.train", "logger=csv", "trainer.log_every=1", "job=first"]
 
 
 def seconds(arguments: list[str]) -> float:
+    """Of a process from its start to its end."""
     began = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
@@ -50,29 +54,32 @@ def seconds_to_first_step() -> float:
 
 def main() -> None:
     """Measures, prints and records."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--dry", action="store_true", help="print only, record nothing")
+    arguments = parser.parse_args()
+    busy = load()
     times: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, arguments in QUESTIONS.items():
-            times.setdefault(name, []).append(seconds(arguments))
+    for _ in range(arguments.rounds):
+        for name, question in QUESTIONS.items():
+            times.setdefault(name, []).append(seconds(question))
         times.setdefault("default run to its first step", []).append(seconds_to_first_step())
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    with open(RESULTS, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["date", "machine", "python", "torch", "hydra", "what", "seconds_median", "seconds_min", "rounds"]
-        )
-        for name, values in times.items():
-            median = statistics.median(values)
-            print(f"{name:32} {median:6.2f} s  (min {min(values):.2f})")
-            writer.writerow(
-                [
-                    *(time.strftime("%Y-%m-%d"), machine, platform.python_version(), version("torch")),
-                    *(version("hydra-core"), name, f"{median:.3f}", f"{min(values):.3f}", rounds),
-                ]
-            )
+    common = {
+        "date": today(),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "hydra": version("hydra-core"),
+        "load": busy,
+        "rounds": str(arguments.rounds),
+    }
+    rows = []
+    for name, values in times.items():
+        median, best = statistics.median(values), min(values)
+        print(f"{name:32} {median:6.2f} s  (min {best:.2f})")
+        rows.append({**common, "what": name, "seconds_median": f"{median:.3f}", "seconds_min": f"{best:.3f}"})
+    if not arguments.dry:
+        print(f"recorded in {record('startup', ['machine', 'python', 'torch', 'hydra', 'what'], rows)}")
 
 
 if __name__ == "__main__":

@@ -11,21 +11,29 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+try:
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
+    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+except KeyboardInterrupt:  # these take a third of a second, and nobody else is there yet to say it in one line
+    print("facelab: interrupted; nothing was begun", file=sys.stderr)
+    sys.exit(130)
 
 LONGEST_NAME = 120
-# Overrides that say where or how comfortably a run goes, not what it is; they do not name a job.
-NAMELESS = ("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress")
+# Overrides that say where or how comfortably a job goes, not what it is; they do not name it.
+NAMELESS = (
+    *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress"),
+    *("batch_size", "accelerator", "progress", "loader"),  # of an evaluation
+)
 
 
 def configuration_folder() -> Path:
@@ -35,17 +43,23 @@ def configuration_folder() -> Path:
     return inside if inside.is_dir() else here.parent / "conf"
 
 
-def open_door(task: Callable[[DictConfig], Any], config_name: str) -> None:
+class _Usage(Exception):
+    """What was typed is neither key=value nor a flag."""
+
+
+def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str) -> None:
     """Composes the configuration from the command line and calls `task`; what is the user's to mend ends in one line.
 
     Args:
         task: gets the composed configuration.
         config_name: the primary file in conf/, without its suffix.
+        program: the module that is run, for messages.
     """
     # Hydra's own one-line errors name neither the nearest option nor the mend; ours need the exceptions themselves.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)
     folder = str(configuration_folder())
+    sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]
     failed: list[Exception] = []
     reached: list[DictConfig] = []
 
@@ -61,22 +75,70 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str) -> None:
             failed.append(error)
 
     try:
+        _check_flags(program)
         hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(job)()
         if failed:
             raise failed[0]
     except KeyboardInterrupt:
-        _end("interrupted before training; nothing was changed by it", 130)
+        _end("interrupted before it began; nothing was changed by it", 130)
     except Exception as error:
         if os.environ.get("FACELAB_TRACEBACK"):
             raise
-        line = _explain(error, folder, config_name)
+        line = _explain(error, folder, config_name, program)
         if line is None:
             raise
         # Before it calls a job, Hydra makes its folder.
         if isinstance(error, OSError) and error.errno is not None and not reached:
             reason = f"cannot be made ({error.strerror}): give another place with out=FOLDER"
             line = f"run directory {error.filename} {reason}"
-        _end(line, 130 if type(error).__name__ == "Interrupted" else 1)
+        if type(error).__name__ == "Interrupted":
+            _end(line if _writes() else "", 130)
+        _end(line, 1)
+
+
+def _writes() -> bool:
+    """Whether this process is the first of its run: the others stop with it, and need not say so as well."""
+    from facelab.training.strategy import launched_rank  # there already, since training was interrupted
+
+    return launched_rank() == 0
+
+
+def _check_flags(program: str) -> None:
+    """Refuses in our own words what Hydra's parser of flags would refuse with its usage."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise _Usage(f"{message}; `python -m {program} --help` lists the flags")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    _, unknown = parser.parse_known_args([word for word in sys.argv[1:] if word != "--version"])
+    if not unknown:
+        return
+    word = unknown[0]
+    if not word.startswith("-"):
+        raise _Usage(f"{word} stands behind a flag and choices before it: write all choices together, flags last")
+    key, found, _ = word.lstrip("-").partition("=")
+    if found:
+        raise _Usage(f"{word} is no flag: choices are written without dashes, {word.lstrip('-')}")
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    near = _nearest(f"--{key}", flags)
+    raise _Usage(f"{word} is no flag: {near}choices are written key=value, `python -m {program} --help` lists them")
+
+
+def _quoted(word: str) -> str:
+    """A value that Hydra's grammar has no letters for (a path in Korean, with brackets, with an apostrophe) in quotes.
+
+    Lists, mappings and what is already in quotes stay as they were typed, and so does all that can be read.
+    """
+    key, found, value = word.partition("=")
+    if not found or word.startswith("-") or not value or value[0] in "[{'\"" or ("/" not in value and value.isascii()):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
+        return f"{key}='{escaped}'"
+    return word
 
 
 def _remove_empty(folder: Path) -> None:
@@ -86,12 +148,13 @@ def _remove_empty(folder: Path) -> None:
             made.rmdir()
 
 
-def _end(line: str, code: int) -> None:
-    print(f"facelab: {line}", file=sys.stderr)
+def _end(line: str, code: int) -> NoReturn:
+    if line:
+        print(f"facelab: {line}", file=sys.stderr)
     sys.exit(code)
 
 
-def _explain(error: Exception, folder: str, config_name: str) -> str | None:
+def _explain(error: Exception, folder: str, config_name: str, program: str) -> str | None:
     """One line for an error that the user can mend; None for a fault of ours, which keeps its traceback."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -100,16 +163,16 @@ def _explain(error: Exception, folder: str, config_name: str) -> str | None:
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override}: write key=value, in quotes where the value has brackets or blanks"
     if isinstance(error, (ConfigCompositionException, HydraException, OmegaConfBaseException)):
-        return _explain_configuration(error, folder, config_name)
+        return _explain_configuration(error, folder, config_name, program)
     if isinstance(error, OSError) and error.errno is not None:  # the system's own word, with which nobody has dealt
         what = error.filename or "a file"
         return f"{what}: {error.strerror}; put that right, and start the same command again"
-    if type(error).__name__ == "Interrupted" or isinstance(error, (ValueError, OSError)):
+    if type(error).__name__ == "Interrupted" or isinstance(error, (_Usage, ValueError, OSError)):
         return " ".join(str(error).split())
     return None
 
 
-def _explain_configuration(error: BaseException, folder: str, config_name: str) -> str:
+def _explain_configuration(error: BaseException, folder: str, config_name: str, program: str) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -121,18 +184,19 @@ def _explain_configuration(error: BaseException, folder: str, config_name: str) 
     if isinstance(root, (ValueError, OSError)) and not isinstance(root, OmegaConfBaseException):
         return " ".join(str(root).split())
     if isinstance(root, TypeError):
-        group = str(error).rsplit("full_key: ", 1)[-1].strip()
-        return f"{group} has a value of the wrong kind ({root}): compare it with `python -m facelab.train --cfg job`"
+        what = re.search(r"full_key: (\S+)", str(error)) or re.search(r"call to target '([^']+)'", str(error))
+        named = what.group(1) if what else "the configuration"
+        return f"{named} has a value of the wrong kind ({root}): compare it with `python -m {program} --cfg job`"
     text = " ".join(str(root).split())
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", str(error) + " " + text)
     if unknown:
         key = getattr(root, "full_key", None) or unknown.group(1) or unknown.group(2)
+        typed = [word.split("=", 1)[0] for word in sys.argv[1:] if "=" in word]
+        key = next((word for word in typed if word.startswith(f"{key}.")), key)  # of a group that there is not
         known, chosen = _known_keys(folder, config_name, key)
         if any("=" not in word and word.removeprefix("~") == key for word in sys.argv[1:]) and key in known:
             return f"~{key} takes away what a run cannot do without: leave it in, or choose another option of it"
-        return (
-            f"there is no key {key!r}{chosen}: {_nearest(key, known)}`python -m facelab.train --cfg job` shows them all"
-        )
+        return f"there is no key {key!r}{chosen}: {_nearest(key, known)}`python -m {program} --cfg job` shows them all"
     return text + "; `--help` lists the groups, `--cfg job` the keys"
 
 
@@ -188,7 +252,8 @@ def _job_name(*, _root_: DictConfig) -> str:
         elif _default(composed[given], key) != override.value():
             kept.append(f"{key.replace('/', '.')}={_spoken(override)}")
     # Options of groups before values: a name that is cut short still says which loss and which network.
-    name = ",".join(sorted(kept, key=lambda choice: ("." in choice.split("=")[0], choice))) or "defaults"
+    kept.sort(key=lambda choice: (not choice.startswith("checkpoint="), "." in choice.split("=")[0], choice))
+    name = ",".join(kept).removeprefix("checkpoint=") or "defaults"
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
@@ -216,5 +281,14 @@ def _spoken(override: Override) -> str:
     value = override.value()
     # However a number is written, 5e-4 or 0.0005, it is the same choice; so are True and true.
     text = str(value).lower() if isinstance(value, (int, float)) else override.get_value_string()
+    if override.key_or_group == "checkpoint":
+        return re.sub(r"[^\w.+\-\[\]=,]+", "_", _spoken_checkpoint(Path(text.strip("'\""))))
     parts = [part for part in text.strip("'\"").split("/") if part not in ("", ".", "..")]
     return re.sub(r"[^\w.+\-\[\]]+", "_", "_".join(parts[-2:]))
+
+
+def _spoken_checkpoint(path: Path) -> str:
+    """A run's checkpoint by the run's folders and its own name; another file by its folder and its name."""
+    folder = path.expanduser().absolute().parent
+    above = [folder.parent.parent.name, folder.parent.name] if folder.name == "checkpoints" else [folder.name]
+    return "_".join([*above, path.stem])

@@ -26,7 +26,7 @@ def run(config: Any) -> float | None:
 
 def main() -> None:
     """The command line."""
-    open_door(run, "config")
+    open_door(run, "config", "facelab.train")
 
 
 if __name__ == "__main__":

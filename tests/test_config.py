@@ -12,6 +12,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
+from facelab.training import network, objective
 from facelab.training.fit import COMMON
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -21,7 +22,7 @@ NOT_BUILT = ("experiment", "sweeps", "hydra")
 # What the code hands over, beside the keys.
 HANDED = {
     "loss": {"embedding_size", "num_classes"},
-    "logger": {"run", "config", "group", "job", "tags"},
+    "logger": {"run", "config", "group", "job", "job_type", "tags"},
 }
 SIZE = 112
 
@@ -40,7 +41,10 @@ def placeholders(tmp_path_factory):
         (root / "folder" / name / "1.png").write_bytes(image)
     write_records(root / "recordio", image)
     folder, records = {"data.root": root / "folder"}, {"data.root": root / "recordio"}
-    return {("data", "folder"): folder, ("data", "recordio"): records, ("experiment", "celeba_lfw"): records}
+    named = {
+        ("data", path.stem): records for path in (CONF / "data").glob("*.yaml") if "open_faces" in path.read_text()
+    }
+    return {**named, ("data", "folder"): folder, ("data", "recordio"): records, ("experiment", "celeba_lfw"): records}
 
 
 def write_records(folder, image):
@@ -74,8 +78,9 @@ def composed(request, placeholders, composer):
 def node_of(group, config):
     """What the option says by itself: without nested groups' keys being keys of the file, and without common ones."""
     node = OmegaConf.select(config, group.replace("/", "."))
-    if group == "data":
-        node = OmegaConf.create({key: value for key, value in node.items() if key not in COMMON})
+    common = {"data": COMMON, "backbone": network.COMMON, "loss": objective.COMMON}.get(group)
+    if common is not None:
+        node = OmegaConf.create({key: value for key, value in node.items() if key not in common})
     return node
 
 
@@ -84,6 +89,7 @@ def test_there_are_files():
         "backbone",
         "benchmark",
         "data",
+        "data/augment",
         "distill",
         "head",
         "logger",
@@ -131,7 +137,8 @@ def test_it_is_built(composed):
     given = {"embedding_size": 8, "num_classes": 5} if group == "loss" else {}
     with torch.device("meta" if group == "backbone" else "cpu"):
         made = instantiate(node, **given)
-    assert isinstance(made, target)
+    if inspect.isclass(target):
+        assert isinstance(made, target)
     if group == "data":
         assert len(made) == len(made.labels) > 0
         assert made.load(0).shape == (made.size, made.size, 3)
@@ -139,11 +146,33 @@ def test_it_is_built(composed):
         assert made(torch.empty(2, 3, SIZE, SIZE, device="meta")).shape == (2, made.embedding_size)
 
 
+@pytest.mark.parametrize("group", ["backbone", "benchmark", "logger"])
+def test_an_evaluation_takes_every_option_too(group, composer):
+    for path in sorted((CONF / group).glob("*.yaml")):
+        config = hydra.compose("evaluate", [f"{group}={path.stem}", "checkpoint=x", "job=x"])
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert config[group]._target_
+
+
+def test_an_evaluation_begins_without_a_backbone_and_with_the_values_of_a_training(composer):
+    config, training = hydra.compose("evaluate", ["checkpoint=x"]), hydra.compose("config")
+    assert dict(config.backbone) == {"input": None}
+    assert config.benchmark == training.benchmark
+    assert config.logger == training.logger
+    for key in ("accelerator", "precision", "progress", "batch_size"):
+        assert config[key] == training.trainer[key]
+    assert dict(config.loader) == {key: training.data.loader[key] for key in config.loader}
+
+
 def test_augmentation_of_every_data_set(composer):
-    node = hydra.compose("config").data.augment
-    made = instantiate(node)
-    assert set(node) - {"_target_"} == set(inspect.signature(type(made)).parameters)
-    assert made.draws > 0
+    assert instantiate(hydra.compose("config").data.augment).draws > 0
+    images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    for path in (CONF / "data" / "augment").glob("*.yaml"):
+        made = instantiate(hydra.compose("config", overrides=[f"data/augment={path.stem}"]).data.augment)
+        result = made(images, torch.rand(2, made.draws))
+        assert result.shape == images.shape
+        assert result.dtype == torch.uint8
+        assert path.stem != "none" or torch.equal(result, images)
 
 
 KEY = re.compile(r"^\s*(?!_target_|_partial_)[A-Za-z_]\w*:\s*[^#\s]")
@@ -155,7 +184,7 @@ def unexplained(text):
     return [line for line in lines if KEY.match(line) and not re.search(r"\s#\s*\S", line)]
 
 
-@pytest.mark.parametrize("path", [Path("config.yaml"), *FILES], ids=str)
+@pytest.mark.parametrize("path", [Path("config.yaml"), Path("evaluate.yaml"), *FILES], ids=str)
 def test_every_value_is_explained(path):
     text = (CONF / path).read_text()
     assert unexplained(text) == []

@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from facelab import door, train
+from facelab.training.preemption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 # A run so small that reaching its first check costs little.
@@ -113,6 +114,23 @@ def test_long_names_are_cut_and_stay_apart(job):
     assert job(*reversed(long), "+z=1") == one
 
 
+@pytest.fixture(scope="module")
+def evaluation(job):
+    """The same of an evaluation."""
+    return lambda *overrides: hydra.compose("evaluate", list(overrides), return_hydra_config=True).job
+
+
+def test_an_evaluation_is_named_by_checkpoint_and_benchmark(evaluation):
+    best = "checkpoint='runs/losses/loss=cosface,seed=2/checkpoints/best.ckpt'"
+    assert evaluation(best) == "losses_loss=cosface,seed=2_best"
+    assert evaluation(best.replace("best", "last")) == "losses_loss=cosface,seed=2_last"
+    named = evaluation(best, "benchmark=pairs", "benchmark.path=data/lfw.bin", "logger=csv", "batch_size=9", "out=x")
+    assert named == "losses_loss=cosface,seed=2_best,benchmark.path=data_lfw.bin"
+    published = evaluation("backbone=mobilefacenet", "checkpoint=../weights/y1.npz", "benchmark.path=a.bin")
+    assert published == "weights_y1,backbone=mobilefacenet,benchmark.path=a.bin"
+    assert "/" not in evaluation("checkpoint=best.ckpt")
+
+
 # One line
 
 
@@ -190,7 +208,12 @@ def test_files_that_are_missing_or_truncated(told, tmp_path):
         ("trainer.devices=x", "trainer.devices is 'x': give a value of type int"),
         ("backbone.layers=[1,2]", "backbone.layers is [1, 2]: give four positive numbers"),
         ("optimizer.lr=-1", "optimizer.lr is -1: give a number above 0"),
-        ("optimizer.lr=fast", "optimizer has a value of the wrong kind"),
+        ("optimizer.lr=fast", "optimizer.lr is 'fast': give a value of type float"),
+        ("optimizer.schedule.power=x", "optimizer.schedule.power is 'x': give a value of type float"),
+        ("loss.scale=abc", "loss.scale is 'abc': give a value of type float"),
+        ("benchmark.count=abc", "benchmark.count is 'abc': give a value of type int"),
+        ("data.identities=many", "data.identities is 'many': give a value of type int"),
+        ("optimizer.clip_norm=[1]", "optimizer.clip_norm is [1]: give a value of type float or null"),
         ("loss.margin=7", "margin=7 is out of range"),
         ("head._target_=facelab.head.nothing.Nothing", "No module named 'facelab.head.nothing'"),
         ("seed=one", "seed is 'one': give a whole number"),
@@ -202,6 +225,11 @@ def test_files_that_are_missing_or_truncated(told, tmp_path):
         ("data.loader.prefetch=x", "prefetch is 'x'"),
         ("data.augment.mirror=2", "mirror is 2: it is a probability"),
         ("nonsense", "cannot read nonsense"),
+        ("nowhere.lr=1", "there is no key 'nowhere.lr': did you mean optimizer.lr?"),
+        ("--foo", "--foo is no flag: "),
+        ("--multirnu", "--multirnu is no flag: did you mean --multirun"),
+        ("--loss=arcface", "--loss=arcface is no flag: choices are written without dashes, loss=arcface"),
+        ("--cfg=jobs", "argument --cfg/-c: invalid choice: 'jobs' "),
         ("trainer.epochs=[", "cannot read trainer.epochs=["),
     ],
 )
@@ -237,7 +265,7 @@ def test_faces_that_are_not_square_are_refused_before_training(told, tmp_path):
         for number in range(8):
             cv2.imwrite(str(folder / f"{number}.png"), np.full((40, 48, 3), person, np.uint8))
     words = [word for word in SMALL if not word.startswith(("data.id", "data.im"))]
-    line = told("data=folder", f"data.root={tmp_path / 'faces'}", small=words)
+    line = told("data=folder", f"data.root={tmp_path / 'faces'}", "data.inspect.images=false", small=words)
     assert line.startswith(f"{tmp_path / 'faces'}")
     assert "is 40×48 pixels, not square" in line
 
@@ -253,7 +281,7 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["facelab.train", "out=unused", "hydra.run.dir=."])
     GlobalHydra.instance().clear()
     with pytest.raises(KeyError, match="a bug"):
-        door.open_door(task, "config")
+        door.open_door(task, "config", "facelab.train")
 
 
 def test_on_request_errors_keep_theirs(monkeypatch, tmp_path):
@@ -272,10 +300,37 @@ def test_an_interruption_ends_with_its_code_and_leaves_no_folder(monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["facelab.train", f"out={tmp_path}", "job=mine"])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as ended:
-        door.open_door(task, "config")
+        door.open_door(task, "config", "facelab.train")
     assert ended.value.code == 130
     assert capsys.readouterr().err.startswith("facelab: interrupted")
     assert not list(tmp_path.iterdir())
+
+
+def test_choices_on_both_sides_of_a_flag(told):
+    assert told("-m", "seed=1,2").startswith("seed=1,2 stands behind a flag and choices before it: ")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_only_the_first_says_that_it_has_stopped(monkeypatch, capsys, tmp_path, rank):
+    def task(config):
+        raise Interrupted("stopped by SIGINT")
+
+    monkeypatch.setattr(sys, "argv", ["facelab.train", f"out={tmp_path}", "job=mine"])
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        door.open_door(task, "config", "facelab.train")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ("" if rank else "facelab: stopped by SIGINT\n")
+
+
+@pytest.mark.parametrize("program", ["facelab.train", "facelab.evaluate"])
+def test_an_interruption_while_hydra_is_being_imported(tmp_path, program):
+    (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "facelab: interrupted; nothing was begun\n")
 
 
 def test_from_a_shell(tmp_path):

@@ -33,7 +33,7 @@ def imports(file):
 def test_leaf_rooms_know_neither_frameworks_nor_each_other(room):
     files = sorted((FACELAB / room).rglob("*.py"))
     assert files, f"facelab/{room} has no modules"
-    others = {other.name for other in FACELAB.iterdir() if other.is_dir()} | {"door", "train"}
+    others = {other.name for other in FACELAB.iterdir() if other.is_dir()} | {"door", "train", "evaluate"}
     forbidden = FRAMEWORKS | {f"facelab.{other}" for other in others - {room}}
     known = [
         f"{file.relative_to(ROOT)} imports {name}"
@@ -57,7 +57,8 @@ def test_imports_are_found_in_every_form(tmp_path, monkeypatch):
 def test_doors_open_at_once():
     """`--help` must not wait for torch."""
     heavy = ["torch", "numpy", "cv2", "pytorch_lightning", "wandb", "matplotlib", "rich"]
-    code = "import sys, facelab, facelab.door, facelab.train; print([n for n in sys.argv[1:] if n in sys.modules])"
+    doors = "facelab, facelab.door, facelab.train, facelab.evaluate"
+    code = f"import sys, {doors}; print([n for n in sys.argv[1:] if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ GRID = (
     (panels.loss, panels.accuracy, panels.histogram),
     (panels.rate, panels.gradient, panels.det),
 )
+EVALUATED = ((panels.histogram, panels.det),)  # an evaluation has no history
 
 
 def draw(run: Path) -> Path:
     """Draws report.png into a run directory: training curves, score histogram, DET curve, key numbers.
 
-    Panels whose files or rows are missing say so, so an interrupted run has a picture too.
+    Of an evaluation it shows the histogram and the curve alone. Panels whose files or rows are missing say so, so an
+    interrupted run has a picture too.
 
     Args:
         run: the run directory.
@@ -43,32 +46,48 @@ def draw(run: Path) -> Path:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
         matplotlib.rcParams.update(style.SETTINGS)
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
+        drawn = EVALUATED if "checkpoint" in record.config else GRID
+        height = HEIGHT - 3.0 * (len(GRID) - len(drawn))
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
         canvas = FigureCanvasAgg(figure)  # no pyplot: nothing global, no display, no figure left open
-        grid = figure.add_gridspec(2, 3, left=0.055, right=0.98, top=0.775, bottom=0.07, wspace=0.24, hspace=0.4)
-        for i, row in enumerate(GRID):
+        grid = figure.add_gridspec(
+            len(drawn),
+            len(drawn[0]),
+            left=0.055,
+            right=0.98,
+            top=_from_top(0.775, height),
+            bottom=0.07 * HEIGHT / height,
+            wspace=0.24,
+            hspace=0.4,
+        )
+        for i, row in enumerate(drawn):
             for j, panel in enumerate(row):
                 panel(figure.add_subplot(grid[i, j]), record)
-        _header(figure, record)
+        _header(figure, record, height)
         with atomic(run / "report.png") as temporary:
             canvas.print_png(temporary)
     return run / "report.png"
 
 
-def _header(figure: Figure, record: Record) -> None:
+def _from_top(place: float, height: float) -> float:
+    """A place in a figure of the usual height, as far from the top of one of another height (inches)."""
+    return 1 - (1 - place) * HEIGHT / height
+
+
+def _header(figure: Figure, record: Record, height: float) -> None:
     """Title, choices, and a row of key numbers."""
-    title = _title(record)
-    figure.text(0.03, 0.957, title, fontsize=min(15, 15 * 95 / len(title)), fontweight="bold", va="center")
-    figure.text(0.03, 0.923, _choices(record.config), fontsize=9, color=style.GREY, va="center")
+    title, at = _title(record), partial(_from_top, height=height)
+    figure.text(0.03, at(0.957), title, fontsize=min(15, 15 * 95 / len(title)), fontweight="bold", va="center")
+    figure.text(0.03, at(0.923), _choices(record.config), fontsize=9, color=style.GREY, va="center")
     numbers = key_numbers(record) or [("no result yet", "–", "")]
     width = 0.95 / max(len(numbers) + 0.5, 7)
     left = 0.03
     for i, (label, value, note) in enumerate(numbers):
-        figure.text(left, 0.881, value, fontsize=14, va="center", color=style.INK if i else style.BLUE)
-        figure.text(left, 0.854, label, fontsize=8, va="center", color=style.GREY)
-        figure.text(left, 0.837, note, fontsize=7, va="center", color=style.GREY, style="italic")
+        figure.text(left, at(0.881), value, fontsize=14, va="center", color=style.INK if i else style.BLUE)
+        figure.text(left, at(0.854), label, fontsize=8, va="center", color=style.GREY)
+        figure.text(left, at(0.837), note, fontsize=7, va="center", color=style.GREY, style="italic")
         left += width * (1 if i else 1.5)  # the first one carries its standard deviation
-    figure.add_artist(Line2D([0.03, 0.98], [0.819, 0.819], color=style.LIGHT, linewidth=0.8))
+    figure.add_artist(Line2D([0.03, 0.98], [at(0.819)] * 2, color=style.LIGHT, linewidth=0.8))
 
 
 def _title(record: Record) -> str:
@@ -79,10 +98,11 @@ def _title(record: Record) -> str:
 
 
 def _choices(config: Mapping[str, Any]) -> str:
-    """The configuration in a line: classes and the settings that one asks for first."""
-    words = []
+    """The configuration in a line: classes and what one asks for first; of an evaluation, that of the training."""
+    trained = config.get("trained", {}).get("config", {})
+    words = [str(config["checkpoint"])] if "checkpoint" in config else []
     for group, keys in SHOWN.items():
-        node = config.get(group)
+        node = trained.get(group, config.get(group))
         if group == "seed" and node is not None:
             words.append(f"seed {node}")
         if not isinstance(node, Mapping):
@@ -123,7 +143,8 @@ def key_numbers(record: Record) -> list[tuple[str, str, str]]:
             numbers.append(("EER", style.percent(measured[f"{name}/eer"]), ""))
     if "val/accuracy" in metrics:
         numbers.append(("val accuracy", style.percent(metrics["val/accuracy"]), "held out; chose the checkpoint"))
-    for key, label in (("parameters", "parameters"), ("images", "images seen")):
+    seen = "images embedded" if "checkpoint" in record.config else "images seen"
+    for key, label in (("parameters", "parameters"), ("images", seen)):
         if key in metrics:
             numbers.append((label, style.count(metrics[key]), ""))
     if "images_per_s" in metrics:

@@ -24,6 +24,7 @@ from facelab.atomic import atomic
 from facelab.loss.collective import rank_and_world
 
 FORMAT = 1
+AVERAGE = "model.average."  # begins the names of averaged weights
 
 
 @dataclass
@@ -119,16 +120,10 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer | None = None)
     meta = read_meta(path)
     stored = _Tensors([path, *(path.with_name(name) for name in meta["shards"])])
     state = model.state_dict()
-    wanted = {f"model.{name}" for name in state}
     present = {key for key in stored.keys() if key.startswith("model.")}  # noqa: SIM118
-    if wanted != present:
-        missing, unknown = sorted(wanted - present), sorted(present - wanted)
-        raise ValueError(
-            f"checkpoint {path} is of another model: it lacks {_some(missing)} and has in excess {_some(unknown)}; "
-            "set backbone, head and loss as they were in its training"
-        )
+    _compare_names(path, {f"model.{name}" for name in state}, present, "backbone, head and loss")
     rows = (
-        {name: (model.shard_start, model.shard_stop) for name in model.sharded}
+        dict.fromkeys(model.sharded, (model.shard_start, model.shard_stop))
         if rank_and_world()[1] > 1 or meta["shards"]
         else {}
     )
@@ -145,15 +140,57 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer | None = None)
     with torch.no_grad():
         for name, target in state.items():
             value = stored.read(f"model.{name}", rows.get(name))
-            if value.shape != target.shape:
-                raise ValueError(
-                    f"checkpoint {path}: {name} has shape {tuple(value.shape)}, the model {tuple(target.shape)}; "
-                    "set backbone, loss and data as they were in its training"
-                )
-            target.copy_(value)
+            _fill(path, name, target, value, "backbone, loss and data")
     if optimizer is not None:
         _restore_optimizer(stored, model, optimizer, rows)
     return meta
+
+
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint holds averaged weights beside those in training, as last.ckpt does with trainer.ema."""
+    return any(key.startswith(AVERAGE) for key in _Tensors([path]).keys())  # noqa: SIM118
+
+
+@torch.no_grad()
+def load_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: bool) -> None:
+    """Restores a backbone and its head, in place, without a loss and whatever the number of ranks that wrote.
+
+    Args:
+        path: a main file.
+        backbone: as it was in training.
+        head: the same.
+        averaged: whether the averages are read (`has_average`) in place of the weights in training.
+
+    Raises:
+        ValueError: where the names or shapes of the file and of the networks differ; they are named.
+        FileNotFoundError: where the checkpoint is missing.
+    """
+    prefix = AVERAGE if averaged else "model."
+    stored = _Tensors([path])
+    for part, network in (("backbone", backbone), ("head", head)):
+        state = {f"{prefix}{part}.{name}": target for name, target in network.state_dict().items()}
+        present = {key for key in stored.keys() if key.startswith(f"{prefix}{part}.")}  # noqa: SIM118
+        _compare_names(path, set(state), present, part)
+        for key, target in state.items():
+            _fill(path, key.removeprefix("model."), target, stored.read(key, None), part)
+
+
+def _compare_names(path: Path, wanted: set[str], present: set[str], what: str) -> None:
+    if wanted != present:
+        missing, unknown = sorted(wanted - present), sorted(present - wanted)
+        raise ValueError(
+            f"checkpoint {path} is of another model: it lacks {_some(missing)} and has in excess {_some(unknown)}; "
+            f"set {what} as in its training"
+        )
+
+
+def _fill(path: Path, name: str, target: Tensor, value: Tensor, what: str) -> None:
+    if value.shape != target.shape:
+        raise ValueError(
+            f"checkpoint {path}: {name} has shape {tuple(value.shape)}, the model {tuple(target.shape)}; "
+            f"set {what} as in its training"
+        )
+    target.copy_(value)
 
 
 class _Tensors:
@@ -239,8 +276,10 @@ def _restore_optimizer(
             parameter = parameters[name]
             value = stored.read(key, rows.get(name))
             # Adam keeps its step count on the CPU, everything shaped like the parameter lies beside it, in its layout.
-            if value.dim():
+            if value.dim() == parameter.dim() > 0:
                 value = torch.empty_like(parameter).copy_(value)
+            elif value.dim():  # a number for each row
+                value = value.to(parameter.device)
             optimizer.state[parameter][quantity] = value
 
 

@@ -1,18 +1,60 @@
 """Brings a data set, the plan and the loader together, and says which identities are trained, held out and reported."""
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 
 from facelab.benchmark.pair_files import FacePairs, PairSet
+from facelab.data.albumentation import Albumentations
 from facelab.data.plan import Plan
+from facelab.data.process_loader import ProcessLoader
 from facelab.data.split import hold_out
 from facelab.data.torch_loader import EvalLoader, TrainLoader
 from facelab.loss.collective import rank_and_world
 from facelab.training.checkpoint import Progress
 from facelab.training.options import TrainerOptions
+
+
+class People(NamedTuple):
+    """Who of a data set does what."""
+
+    labels: np.ndarray  # (N,) identity of each image, -1 where it is left out
+    trained: np.ndarray  # identities
+    chooses: np.ndarray  # held out, to choose best.ckpt
+    reports: np.ndarray  # held out, to report on
+
+
+def divide(labels: np.ndarray, kept: np.ndarray, holdout: Mapping[str, Any], reports: bool) -> People:
+    """Divides the identities of a data set.
+
+    Args:
+        labels: (N,) identity of each image.
+        kept: (N,) bool, which images count.
+        holdout: `fraction` of the identities that are never trained on, `seed` of their choice.
+        reports: whether a run without a benchmark of its own reports on half of those, and chooses on the other.
+
+    Raises:
+        ValueError: where the images that are kept are of one identity, or too few identities can be held out.
+    """
+    if not kept.all():
+        labels = np.where(kept, labels, -1)
+    there = labels[kept]
+    if len(there) == 0 or there.min() == there.max():
+        raise ValueError(
+            f"data: {len(there):,} of {len(kept):,} images are kept, and they are not of two identities: mend the "
+            "images, or keep more of them (data.inspect)"
+        )
+    trained, held = hold_out(there, holdout["fraction"], holdout["seed"])
+    return People(labels, trained, *((held[::2], held[1::2]) if reports else (held, held[:0])))
+
+
+def faces(source: Any, labels: np.ndarray, identities: np.ndarray) -> FacePairs:
+    """The images of some identities, from which pairs can be drawn."""
+    positions = np.flatnonzero(np.isin(labels, identities))
+    return FacePairs(labels[positions], lambda index, out=None: source.load(int(positions[index]), out))
 
 
 class FaceData(pl.LightningDataModule):
@@ -21,12 +63,13 @@ class FaceData(pl.LightningDataModule):
     Args:
         source: a data set of facelab.data: `labels`, `num_classes`, `size`, `load(index, out=None)`.
         holdout: `fraction` of the identities that are never trained on, `seed` of their choice.
-        loader: `threads` and `prefetch`.
+        loader: `threads`, `prefetch` and `processes`.
         benchmark: opens the reported pair set.
         options: the trainer group; its batch_size is global.
         seed: the run's seed.
         draws: random numbers an image needs for its augmentation.
         progress: where the run stands; the loader starts there.
+        transforms: what processes do to each image before it goes to the device; None: threads load it as it is.
 
     Raises:
         ValueError: where the batch is larger than the data, or too few identities can be held out.
@@ -43,36 +86,43 @@ class FaceData(pl.LightningDataModule):
         seed: int,
         draws: int,
         progress: Progress,
+        transforms: Albumentations | None,
     ):
         super().__init__()
+        self.transforms = transforms
         self.source, self.loader, self.options = source, loader, options
         self.seed, self.draws, self.progress = seed, draws, progress
-        trained, held = hold_out(source.labels, holdout["fraction"], holdout["seed"])
-        # Without a benchmark of its own a run reports on half of the held-out identities, and chooses on the other.
-        chooses, reports = (held[::2], held[1::2]) if benchmark.path is None else (held, held[:0])
-        self.selection = self._faces(chooses).draw("val", *_draw(benchmark)) if len(chooses) else None
-        self.report = benchmark.open(self._faces(reports) if len(reports) else None)
+        self.holdout, self.benchmark = holdout, benchmark
+        if benchmark.path is not None:
+            self.report: PairSet = benchmark.open(None)
+        self.divide(np.ones(len(source.labels), dtype=bool))
 
-        self.subset = np.flatnonzero(np.isin(source.labels, trained))
-        self.labels = np.searchsorted(trained, source.labels[self.subset])
+    def divide(self, kept: np.ndarray) -> None:
+        """Who is trained, who is held out, and the plan: of the images that are kept, (N,) bool.
+
+        Raises:
+            ValueError: as the constructor; and where the kept images are of one identity.
+        """
+        source, benchmark, options = self.source, self.benchmark, self.options
+        labels, trained, chooses, reports = divide(source.labels, kept, self.holdout, benchmark.path is None)
+        self.selection = faces(source, labels, chooses).draw("val", *_draw(benchmark)) if len(chooses) else None
+        if benchmark.path is None:
+            self.report = benchmark.open(faces(source, labels, reports) if len(reports) else None)
+
+        self.subset = np.flatnonzero(np.isin(labels, trained))
+        self.labels = np.searchsorted(trained, labels[self.subset])
         self.num_classes = len(trained)
         if options.batch_size > len(self.subset):
             raise ValueError(
                 f"trainer.batch_size is {options.batch_size}, but only {len(self.subset)} images are there to train on"
                 ": give a smaller batch or more data"
             )
-        self.plan = Plan(len(self.subset), options.batch_size, seed)
+        self.plan = Plan(len(self.subset), options.batch_size, self.seed)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.steps = options.epochs * self.steps_per_epoch
         if options.max_steps is not None:
             self.steps = min(self.steps, options.max_steps)
         self.interval = max(1, round(options.validate_every * self.steps_per_epoch))
-
-    def _faces(self, identities: np.ndarray) -> FacePairs:
-        positions = np.flatnonzero(np.isin(self.source.labels, identities))
-        return FacePairs(
-            self.source.labels[positions], lambda index, out=None: self.source.load(int(positions[index]), out)
-        )
 
     def validates_at(self, step: int) -> bool:
         """Whether the run validates when `step` optimizer steps are done."""
@@ -88,7 +138,8 @@ class FaceData(pl.LightningDataModule):
         """Loads an image of each set, so that what fits nowhere is refused before anything is trained.
 
         Raises:
-            ValueError: where a loader cannot be made, or an image cannot be read or has another size.
+            ValueError: where a loader cannot be made, an image cannot be read or has another size, or albumentations
+                give it one.
         """
         self.train_dataloader()
         wanted = (self.source.size, self.source.size, 3)
@@ -101,17 +152,22 @@ class FaceData(pl.LightningDataModule):
                     f"{group}: its image {number} has shape {shape}, but the network is trained on {wanted}: make "
                     f"{group}.size and the images agree with data.size"
                 )
+        if self.transforms is not None:
+            self.transforms.check(self.source.load(first))
 
     def train_dataloader(self) -> TrainLoader:
         """The batches from where the run stands up to the next validation."""
         start = self.progress.step
         stop = min(self.steps, (start // self.interval + 1) * self.interval)
         rank, world = rank_and_world()
-        return TrainLoader(
-            self.source,
-            self.subset,
-            self.labels,
-            self.plan,
+        made: Any = partial(TrainLoader, threads=self.loader["threads"])
+        if self.transforms is not None:
+            made = partial(ProcessLoader, self.transforms, self.loader["processes"])
+        return made(
+            source=self.source,
+            subset=self.subset,
+            labels=self.labels,
+            plan=self.plan,
             seed=self.seed,
             draws=self.draws,
             start=start,
@@ -119,7 +175,6 @@ class FaceData(pl.LightningDataModule):
             rank=rank,
             world=world,
             pin=self.options.on_gpu,
-            threads=self.loader["threads"],
             prefetch=self.loader["prefetch"],
         )
 

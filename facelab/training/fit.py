@@ -14,23 +14,29 @@ from hydra.utils import instantiate
 from torch import nn
 
 from facelab.backbone.complexity import count_macs, count_parameters
+from facelab.backbone.weights import Input, set_input
 from facelab.benchmark.scores import save_scores
+from facelab.data.albumentation import Albumentations
+from facelab.data.inspect import Inspection
 from facelab.loss.base import Loss
 from facelab.report import run as report
 from facelab.training import checkpoint
 from facelab.training.checkpoint import Progress
 from facelab.training.datamodule import FaceData
+from facelab.training.inspection import FILE, about_images, look_at_images, record_of_images
 from facelab.training.keeper import Keeper, Recorder
 from facelab.training.logging import Copy
-from facelab.training.module import INPUT, FaceModule
-from facelab.training.options import TrainerOptions
+from facelab.training.module import FaceModule
+from facelab.training.network import about_input, build_backbone, convention
+from facelab.training.objective import build_loss
+from facelab.training.options import TrainerOptions, check_kinds
 from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.progress import Display, console, show_choices, show_result
 from facelab.training.record import History, RunDirectory
 from facelab.training.strategy import keep_memory, launched_rank, strategy
 
 # What a data group says beside the data set itself.
-COMMON = ("holdout", "augment", "loader")
+COMMON = ("known", "inspect", "holdout", "augment", "albumentations", "loader")
 
 
 @dataclass
@@ -45,6 +51,7 @@ class Run:
     module: FaceModule
     network: Any  # the backbone's shapes, without values
     directory: RunDirectory
+    found: Inspection  # what is wrong with the images
 
 
 def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) -> dict[str, float]:
@@ -63,7 +70,8 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
         ValueError, FileNotFoundError: something in the configuration or its files is wrong; said before training.
         Interrupted: a signal asked the run to stop; it has saved its checkpoint.
     """
-    _quiet()
+    quiet()
+    check_kinds(plain)
     options = instantiate(config.trainer)
     if not options.on_gpu:
         keep_memory()
@@ -75,7 +83,7 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     writes = launched_rank() == 0
     with closing(RunDirectory(where, plain, writes)) as directory:
         if directory.finished:
-            return _show_finished(directory)
+            return show_finished(directory, "This run is finished; nothing was trained.")
         run = _build(config, plain, options, directory)
         return _train(run, writes)
 
@@ -83,9 +91,8 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
 def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
     if type(config.seed) is not int or config.seed < 0:
         raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
-    progress = Progress()
-    if directory.resumable:
-        progress = Progress(**checkpoint.read_meta(directory.last)["progress"])
+    meta = checkpoint.read_meta(directory.last) if directory.resumable else None
+    progress = Progress() if meta is None else Progress(**meta["progress"])
     source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
     augment = instantiate(config.data.augment)
     benchmark = instantiate(config.benchmark)
@@ -99,22 +106,37 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         config.seed,
         augment.draws,
         progress,
+        None if config.data.albumentations is None else Albumentations(plain["data"]["albumentations"]),
     )
 
     # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.
     with torch.device("meta"):
-        network = instantiate(config.backbone)
+        network = _backbone(config, meta)
         instantiate(config.head)
-        instantiate(config.loss, embedding_size=network.embedding_size, num_classes=2)
+        build_loss(config.loss, network.embedding_size, num_classes=2)
+    found = look_at_images(
+        source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
+    )
+    if not found.kept.all():
+        data.divide(found.kept)
     data.look()
 
     def build() -> tuple[nn.Module, nn.Module, Loss]:
-        backbone, head = instantiate(config.backbone), instantiate(config.head)
-        loss = instantiate(config.loss, embedding_size=backbone.embedding_size, num_classes=data.num_classes)
+        backbone, head = _backbone(config, meta), instantiate(config.head)
+        loss = build_loss(config.loss, backbone.embedding_size, data.num_classes)
         return backbone, head, loss
 
-    module = FaceModule(build, augment, recipe, benchmark, data, progress, config.seed)
-    return Run(config, plain, options, progress, data, module, network, directory)
+    fresh = config.backbone.weights is None
+    module = FaceModule(build, augment, recipe, benchmark, data, progress, config.seed, calibrates=fresh)
+    return Run(config, plain, options, progress, data, module, network, directory, found)
+
+
+def _backbone(config: Any, meta: Mapping[str, Any] | None) -> Any:
+    """The network; a resumed run asks its own checkpoint for the input convention, and no file of weights."""
+    network = build_backbone(config.backbone, load=meta is None)
+    if meta is not None:
+        set_input(network, Input(**meta["input"]))
+    return network
 
 
 def _train(run: Run, writes: bool) -> dict[str, float]:
@@ -123,10 +145,13 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
     try:
         if writes:
             copy.logger = _logger(run)  # may refuse its options: only then does the folder belong to this run
+            if hasattr(run.data.source, "encoded"):
+                run.found.write(directory.path / FILE)  # before config.yaml: who resumes finds it
             directory.start(plain)
             resumed = progress.step if directory.resumable else -1
             history = History(directory.path / "metrics.csv", resumed, progress.validated)
-            directory.describe(plain["seed"], {"wandb": copy.version})
+            images = record_of_images(run.data.source, plain["data"]["known"], run.found)
+            directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
             show_choices(_choices(run), str(directory.path))
         with StopRequest() as stop:
             keeper = _keeper(run, stop)
@@ -169,7 +194,7 @@ def _fit(run: Run, trainer: pl.Trainer) -> None:
 
 
 def _keeper(run: Run, stop: StopRequest) -> Keeper:
-    meta = {"config": run.plain, "num_classes": run.data.num_classes, "input": INPUT}
+    meta = {"config": run.plain, "num_classes": run.data.num_classes, "input": convention(run.network)}
     return Keeper(run.directory, stop, meta, run.options.save_every_steps, run.options.save_every_minutes)
 
 
@@ -204,13 +229,19 @@ def _logger(run: Run) -> Any:
         config=plain,
         group=plain["name"],
         job=plain["job"],
-        tags=[_kind(plain[group]) for group in ("loss", "backbone", "data")],
+        job_type="train",
+        tags=[_kind(plain["loss"]), _kind(plain["backbone"]), _set(plain["data"])],
     )
 
 
 def _kind(node: Mapping[str, Any]) -> str:
     """The class that a group's choice stands for."""
     return str(node["_target_"]).rsplit(".", 1)[-1]
+
+
+def _set(node: Mapping[str, Any]) -> str:
+    """A data set's own name where it has one."""
+    return str(node["known"]["name"]) if node["known"] else _kind(node)
 
 
 def _choices(run: Run) -> dict[str, str]:
@@ -220,20 +251,28 @@ def _choices(run: Run) -> dict[str, str]:
     size = data.source.size
     return {
         "backbone": f"{_kind(plain['backbone'])}, {count_parameters(network):,} parameters, "
-        f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}",
+        f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}"
+        f"{about_input(network)}",
         "loss": _kind(plain["loss"])
         + "".join(f", {k} {v}" for k, v in plain["loss"].items() if k in ("scale", "margin")),
-        "data": f"{_kind(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
+        "data": f"{_set(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
+        **about_images(data.source, plain["data"]["known"], run.found),
         "held out": "nobody"
         if data.selection is None
         else f"{len(data.selection.pairs):,} pairs of {len(data.selection):,} images choose best.ckpt",
         "reported": f"{data.report.name}: {len(data.report.pairs):,} pairs of {len(data.report):,} images",
         "schedule": f"{data.steps:,} steps of {options.batch_size} images = {data.steps / data.steps_per_epoch:.3g} "
         f"epochs; {_kind(plain['optimizer'])}, rate {run.module.recipe.lr:g}, "
-        f"{_kind(plain['optimizer']['schedule']).lower()}",
+        f"{_kind(plain['optimizer']['schedule']).lower()}"
+        + (f"; weights averaged with decay {options.ema:g}" if options.ema is not None else ""),
         "device": f"{device}, {options.lightning_precision}" + (f", {options.world} processes" * (options.world > 1)),
-        "start": f"resumed at step {run.progress.step:,}" if run.directory.resumable else "from the first step",
+        "start": f"resumed at step {run.progress.step:,}" if run.directory.resumable else _first_step(plain),
     }
+
+
+def _first_step(plain: Mapping[str, Any]) -> str:
+    weights = plain["backbone"]["weights"]
+    return "from the first step" + (f", with the weights of {weights}" if weights else "")
 
 
 def _final(run: Run, step: int, result: Any) -> dict[str, float]:
@@ -251,17 +290,18 @@ def _final(run: Run, step: int, result: Any) -> dict[str, float]:
     }
 
 
-def _show_finished(directory: RunDirectory) -> dict[str, float]:
+def show_finished(directory: RunDirectory, words: str) -> dict[str, float]:
+    """What is told of a run directory that has its result already."""
     metrics = directory.metrics()
     if directory.writes:
         if not (directory.path / "report.png").is_file():
             report.draw(directory.path)
-        console().print("This run is finished; nothing was trained. Delete its folder to run it again.\n")
+        console().print(f"{words} Delete its folder to run it again.\n")
         show_result(metrics, {}, str(directory.path))
     return metrics
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Lightning's remarks that do not hold here: the loaders are our own, and so are the checkpoints."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 from facelab.loss.collective import rank_and_world
 from facelab.training import checkpoint
+from facelab.training.averaging import shipped
 from facelab.training.logging import Copy
 from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.record import History, RunDirectory
@@ -112,8 +113,10 @@ class Keeper(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, module: Any) -> None:
         """The report is on the best checkpoint, or on the last where nobody was held out to choose by."""
-        chosen = self.run.best if self.run.best.is_file() else self.run.last
-        self.reported = checkpoint.load(chosen, module)
+        if self.run.best.is_file():
+            self.reported = checkpoint.load(self.run.best, shipped(module))
+        else:
+            self.reported = checkpoint.load(self.run.last, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Between validations; where one is due, what it finds is saved with the step."""
@@ -150,7 +153,7 @@ class Keeper(pl.Callback):
         progress.validated = progress.step
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.best = score, progress.step, metrics
-            checkpoint.save(self.run.best, module, None, self._describe(module))
+            checkpoint.save(self.run.best, shipped(module), None, self._describe(module))
         self.save(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:

@@ -29,9 +29,10 @@ def wandb_logger(
     config: Mapping[str, Any],
     group: str,
     job: str,
+    job_type: str,
     tags: Sequence[str],
 ) -> Any:
-    """Lightning's W&B logger for a training run.
+    """Lightning's W&B logger for a run.
 
     Args:
         project: W&B project.
@@ -41,6 +42,7 @@ def wandb_logger(
         config: the resolved configuration.
         group: the sweep's or experiment's name.
         job: what differs from the defaults.
+        job_type: train, evaluate, …
         tags: words to filter by.
 
     Raises:
@@ -61,7 +63,7 @@ def wandb_logger(
         id=wandb_id(group, job),
         resume="allow",
         group=group,
-        job_type="train",
+        job_type=job_type,
         tags=list(tags),
         config=dict(config),
         save_dir=run,

@@ -17,12 +17,26 @@ from facelab.data.plan import step_seed
 from facelab.data.torch_loader import Batch
 from facelab.loss.base import Loss
 from facelab.loss.collective import rank_and_world
+from facelab.training.averaging import Average
 from facelab.training.checkpoint import Progress
 from facelab.training.optimization import Recipe
 from facelab.training.strategy import clip_gradients, deal_in, exclude_from_ddp, no_sync, share_buffers
 
-# The batch norm of the InsightFace family takes (x − 127.5)/127.5, RGB; a checkpoint says so.
-INPUT = {"color": "rgb", "mean": 127.5, "std": 127.5}
+
+def embed(network: Callable[[Tensor], Tensor], images: Tensor, mirror: bool) -> Tensor:
+    """What a benchmark is given of each image.
+
+    Args:
+        network: (B,3,H,W) in [−1,1] → (B,D).
+        images: (B,H,W,3) uint8, RGB.
+        mirror: whether the mirrored image's embedding is added.
+
+    Returns:
+        (B,D) float32, not normalised.
+    """
+    inputs = normalise(images)
+    embeddings = network(inputs).float()
+    return embeddings + network(inputs.flip(3)).float() if mirror else embeddings
 
 
 class FaceModule(pl.LightningModule):
@@ -36,6 +50,7 @@ class FaceModule(pl.LightningModule):
         data: the datamodule: numbers of steps, pair sets.
         progress: where the run stands; this module moves it.
         seed: the run's seed.
+        calibrates: whether the batch norms of the untrained network need statistics: not where it was trained before.
     """
 
     def __init__(
@@ -47,12 +62,15 @@ class FaceModule(pl.LightningModule):
         data: Any,
         progress: Progress,
         seed: int,
+        calibrates: bool = True,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.build, self.augment, self.recipe = build, augment, recipe
         self.benchmark, self.data, self.progress, self.seed = benchmark, data, progress, seed
+        self.calibrates = calibrates
         self.accumulate: int = data.options.accumulate
+        self.average: Average | None = None
         self.result: Any = None
         self._embedded: list[Tensor] = []
         self._last: Tensor | None = None
@@ -67,22 +85,30 @@ class FaceModule(pl.LightningModule):
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.sharded = [f"loss.{name}" for name in self.loss.sharded_parameters()]
         exclude_from_ddp(self, self.sharded)
+        if self.data.options.ema is not None:
+            self.average = Average(self.backbone, self.head, self.data.options.ema)
         if self.data.options.compile:
             self.backbone.compile()
+            if self.average is not None:
+                self.average.backbone.compile()
 
     @property
     def shard_start(self) -> int:
-        """First class of this rank's shard."""
-        return self.loss.classifier.start  # type: ignore[union-attr,return-value]
+        """First class of this rank's shard; 0 for a loss without one."""
+        return self.loss.classifier.start if self.sharded else 0  # type: ignore[union-attr,return-value]
 
     @property
     def shard_stop(self) -> int:
-        """One past the last class of this rank's shard."""
-        return self.loss.classifier.stop  # type: ignore[union-attr,return-value]
+        """One past the last class of this rank's shard; 0 for a loss without one."""
+        return self.loss.classifier.stop if self.sharded else 0  # type: ignore[union-attr,return-value]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) in [−1,1] → (B,D) embeddings, not normalised."""
         return self.head(self.backbone(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The same by the network that is validated and reported: the averaged one where there is an average."""
+        return self(images) if self.average is None else self.average(images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer; its rate is set at every step."""
@@ -115,6 +141,8 @@ class FaceModule(pl.LightningModule):
             self._add("accuracy", output.logs["accuracy"] * share if "accuracy" in output.logs else None)
         self._add("grad_norm", self._clip())
         optimizer.step()
+        if self.average is not None:
+            self.average.update(self.backbone, self.head, step)
         self.progress.step += 1
         self.progress.images += len(batch.labels) * world
         self.progress.window["count"] = self.progress.window.get("count", 0) + 1
@@ -164,9 +192,11 @@ class FaceModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """All ranks embed with the batch norms of rank 0, which a checkpoint holds: it keeps what is measured."""
-        if self.progress.step == 0:
+        if self.progress.step == 0 and self.calibrates:
             self._calibrate()
         share_buffers(self.backbone, self.head)
+        if self.average is not None:
+            share_buffers(self.average)
 
     def _calibrate(self) -> None:
         """Gives the untrained network's batch norms the statistics of the first batch.
@@ -181,18 +211,17 @@ class FaceModule(pl.LightningModule):
         self.backbone.train()
         for norm in norms:
             norm.momentum = 1.0
-        self.backbone.forward(normalise(batch.images.to(self.device)))  # not worth compiling for one batch
+        with torch.compiler.set_stance("force_eager"):  # not worth compiling for one batch
+            self.backbone(normalise(batch.images.to(self.device)))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.backbone.eval()
+        if self.average is not None:
+            self.average.restart(self.backbone, self.head)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Embeds a batch of a pair set."""
-        images = normalise(batch.images)
-        embeddings = self(images).float()
-        if self.benchmark.mirror:
-            embeddings = embeddings + self(images.flip(3)).float()
-        self._embedded.append(embeddings)
+        self._embedded.append(embed(self.embed, batch.images, self.benchmark.mirror))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """The same for the reported benchmark."""

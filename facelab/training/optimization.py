@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from facelab.training.rows import RowAdamW, RowSGD
+
 
 class Schedule(ABC):
     """The share of the full learning rate at each step: a warm-up, then a decay that each subclass defines.
@@ -159,7 +161,7 @@ class SGD(Recipe):
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """See Recipe."""
-        return torch.optim.SGD(self.groups(model), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        return RowSGD(self.groups(model), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
 class AdamW(Recipe):
@@ -187,4 +189,4 @@ class AdamW(Recipe):
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """See Recipe."""
-        return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=self.betas, eps=self.eps)
+        return RowAdamW(self.groups(model), lr=self.lr, betas=self.betas, eps=self.eps)

@@ -1,8 +1,11 @@
-"""The trainer group of the configuration, checked before anything starts."""
+"""The trainer group of the configuration, checked before anything starts; and the same words for an evaluation."""
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from pydoc import locate
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -33,10 +36,11 @@ class TrainerOptions:
     save_every_minutes: float | None
     log_every: int
     progress: bool
+    ema: float | None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check_kind(field.name, getattr(self, field.name), get_args(field.type) or (field.type,))
+            check_kind(f"trainer.{field.name}", getattr(self, field.name), field.type)
         for name in ("epochs", "batch_size", "accumulate", "devices", "num_nodes", "log_every", "validate_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}: give a number above 0")
@@ -44,9 +48,11 @@ class TrainerOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"trainer.{name} is {value}: give a number above 0, or null for none")
-        for name, known in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)!r}: give one of {', '.join(known)}")
+        _check_device("trainer.", self.accelerator, self.precision)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(
+                f"trainer.ema is {self.ema}: give a decay between 0 and 1, such as 0.999, or null for no average"
+            )
         if self.batch_size % self.world:
             raise ValueError(
                 f"trainer.batch_size is {self.batch_size}, which {self.world} processes cannot share equally: give a "
@@ -56,11 +62,6 @@ class TrainerOptions:
             raise ValueError(
                 f"trainer.accumulate is {self.accumulate}, but a rank has only {self.batch_size // self.world} images "
                 "a step: give at most as many parts"
-            )
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise ValueError(
-                "trainer.accelerator=gpu asks for CUDA, and torch sees no GPU here: use trainer.accelerator=cpu, or "
-                "check the driver (nvidia-smi) and that torch is a CUDA build"
             )
         if self.on_gpu and self.devices > torch.cuda.device_count():
             raise ValueError(
@@ -80,19 +81,120 @@ class TrainerOptions:
 
     @property
     def lightning_precision(self) -> str:
-        """Lightning's name of the precision; `auto` takes bf16 wherever the hardware multiplies it natively."""
-        native = torch.cuda.is_bf16_supported() if self.on_gpu else _cpu_multiplies_bf16()
-        if self.precision == "bf16" or (self.precision == "auto" and native):
-            return "bf16-mixed"
-        return "32-true"
+        """Lightning's name of the precision."""
+        return "bf16-mixed" if _in_bf16(self.precision, self.on_gpu) else "32-true"
 
 
-def _check_kind(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
-    """Refuses a value that is of none of the kinds; a whole number may stand for a float, a bool for no number."""
-    accepted = (*kinds, int) if float in kinds else kinds
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"trainer.{name} is {value!r}: give a value of type {names}")
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """On what a checkpoint is evaluated; each value is explained in conf/evaluate.yaml.
+
+    Raises:
+        ValueError: where a value is out of its range, or asks for a device that is not there.
+    """
+
+    batch_size: int
+    accelerator: str
+    precision: str
+    progress: bool
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_kind(field.name, getattr(self, field.name), field.type)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: give a number above 0")
+        _check_device("", self.accelerator, self.precision)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU embeds."""
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether convolutions and matrix products are in bf16."""
+        return _in_bf16(self.precision, self.on_gpu)
+
+
+def check_kinds(tree: Mapping[str, Any], prefix: str = "") -> None:
+    """Compares the values of a configuration with what the constructors say they take.
+
+    Only plain kinds are compared (numbers, words, true and false, null, and lists of them): what else there is, a
+    constructor judges for itself.
+
+    Args:
+        tree: plain, resolved values.
+        prefix: the tree's own key, with a dot behind it.
+
+    Raises:
+        ValueError: a value is of another kind; the key is named.
+    """
+    kinds = _parameters(tree.get("_target_"))
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            check_kinds(value, f"{prefix}{name}.")
+        elif name in kinds:
+            check_kind(f"{prefix}{name}", value, kinds[name])
+
+
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """Refuses a value of another kind; a whole number may stand for a float, a bool for no number."""
+    kinds = tuple(_plain(kind))
+    if kinds and not any(_fits(value, one) for one in kinds):
+        names = " or ".join(map(_spoken, kinds))
+        raise ValueError(f"{name} is {value!r}: give a value of type {names}")
+
+
+def _parameters(target: Any) -> dict[str, Any]:
+    """What a constructor or function says of its parameters; nothing where that cannot be told."""
+    try:
+        found: Any = locate(target) if isinstance(target, str) else None
+        return get_type_hints(found.__init__ if isinstance(found, type) else found)  # type: ignore[misc]
+    except Exception:  # it cannot be imported, or its annotations mean nothing: whoever builds it will say so
+        return {}
+
+
+def _plain(kind: Any) -> Iterator[Any]:
+    """The members of a union where all of them are plain kinds or lists of them; nothing otherwise."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    simple = (int, float, str, bool, NoneType)
+    if all(member in simple or (_is_list(member) and get_args(member)[0] in simple) for member in members):
+        yield from members
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) in (Sequence, list) and len(get_args(kind)) == 1
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if _is_list(kind):
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _spoken(kind: Any) -> str:
+    if _is_list(kind):
+        return f"list of {get_args(kind)[0].__name__}"
+    return "null" if kind is NoneType else kind.__name__
+
+
+def _check_device(prefix: str, accelerator: str, precision: str) -> None:
+    for name, value, known in (("precision", precision, PRECISIONS), ("accelerator", accelerator, ACCELERATORS)):
+        if value not in known:
+            raise ValueError(f"{prefix}{name} is {value!r}: give one of {', '.join(known)}")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{prefix}accelerator=gpu asks for CUDA, and torch sees no GPU here: use {prefix}accelerator=cpu, or "
+            "check the driver (nvidia-smi) and that torch is a CUDA build"
+        )
+
+
+def _in_bf16(precision: str, on_gpu: bool) -> bool:
+    """`auto` takes bf16 wherever the hardware multiplies it natively."""
+    native = torch.cuda.is_bf16_supported() if on_gpu else _cpu_multiplies_bf16()
+    return precision == "bf16" or (precision == "auto" and native)
 
 
 def _cpu_multiplies_bf16() -> bool:

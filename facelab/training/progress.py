@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import pytorch_lightning as pl
@@ -57,6 +58,52 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Any) -> Text:
         return Text(f"{task.fields.get('rate', 0):,.0f} images/s", style="cyan")
+
+
+def track(batches: Iterable[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:
+    """The batches, with a bar of images, images/s and the time left; lines now and then where nobody watches.
+
+    Args:
+        batches: each with `images`.
+        total: images in all of them.
+        what: is being done, a word in front of the bar.
+        enabled: false shows nothing.
+    """
+    with closing(_Tracker(total, what, enabled)) as tracker:
+        for batch in batches:
+            yield batch
+            tracker.advance(len(batch.images))
+
+
+class _Tracker:
+    def __init__(self, total: int, what: str, enabled: bool):
+        self.total, self.what, self.enabled = total, what, enabled
+        self.done = 0
+        self.began = self.spoken = time.perf_counter()
+        self._bar: Progress | None = None
+        if enabled and sys.stdout.isatty():
+            words = TextColumn("{task.completed:,}/{task.total:,} images")
+            self._bar = Progress(
+                TextColumn(what), BarColumn(), words, _Rate(), TimeRemainingColumn(), console=console(), transient=True
+            )
+            self._bar.start()
+            self._bar.add_task(what, total=total, rate=0.0)
+
+    def advance(self, images: int) -> None:
+        self.done += images
+        now = time.perf_counter()
+        rate = self.done / max(now - self.began, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, rate=rate)
+        elif self.enabled and now - self.spoken > SECONDS_BETWEEN_LINES:
+            self.spoken = now
+            left = (self.total - self.done) / rate
+            line = f"{self.what}  {self.done:,}/{self.total:,} images  {rate:,.0f} images/s  {left:.0f} s left"
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
 
 class Display(pl.Callback):

@@ -31,6 +31,7 @@ FREE = (
     "name",
     "job",
     "logger",
+    "data.known",
     "data.loader",
     "trainer.accelerator",
     "trainer.devices",
@@ -38,6 +39,13 @@ FREE = (
     "trainer.progress",
     "trainer.save_every_steps",
     "trainer.save_every_minutes",
+    # of an evaluation, whose checkpoint is known by its content:
+    "checkpoint",
+    "trained",
+    "batch_size",
+    "accelerator",
+    "progress",
+    "loader",
 )
 COLUMNS = (
     "step",
@@ -77,7 +85,7 @@ class RunDirectory:
         self._lock: io.TextIOWrapper | None = None
         if writes:
             try:
-                self.last.parent.mkdir(parents=True, exist_ok=True)
+                self.path.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
                 for half_written in self.path.rglob(f"{UNFINISHED}*"):  # by a process that was killed
                     half_written.unlink()
@@ -132,7 +140,7 @@ class RunDirectory:
         with atomic(self.path / "metrics.json") as temporary:
             temporary.write_text(json.dumps(dict(metrics), indent=2) + "\n")
 
-    def describe(self, seed: int, extra: Mapping[str, Any]) -> None:
+    def describe(self, seed: int | None, extra: Mapping[str, Any]) -> None:
         """Writes environment.json: versions, machine, git commit, seed, and one line for every start."""
         file = self.path / "environment.json"
         starts = json.loads(file.read_text())["starts"] if file.is_file() else []
@@ -160,7 +168,6 @@ class RunDirectory:
                 (self.path / ".lock").unlink(missing_ok=True)
                 shutil.rmtree(self.path / "wandb", ignore_errors=True)  # of a W&B run that was started in vain
                 with contextlib.suppress(OSError):  # not empty: somebody keeps other things there
-                    self.last.parent.rmdir()
                     self.path.rmdir()
             self._lock.close()
             self._lock = None

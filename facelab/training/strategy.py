@@ -78,7 +78,7 @@ def clip_gradients(replicated: list[nn.Parameter], sharded: list[nn.Parameter], 
     squares = torch.zeros(2, device=device, dtype=torch.float64)
     gradients: list[Tensor] = []
     for slot, parameters in enumerate((replicated, sharded)):
-        grads = [p.grad for p in parameters if p.grad is not None]
+        grads = [_numbers(p) for p in parameters if p.grad is not None]
         if grads:
             norms = torch.stack(torch._foreach_norm(grads))
             squares[slot] = norms.double().square().sum()
@@ -92,6 +92,15 @@ def clip_gradients(replicated: list[nn.Parameter], sharded: list[nn.Parameter], 
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
     return norm
+
+
+def _numbers(parameter: nn.Parameter) -> Tensor:
+    """The gradient's memory, without the zeros of a sparse one."""
+    assert parameter.grad is not None
+    if parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()  # the parts of a batch have rows in common
+        return parameter.grad.values()
+    return parameter.grad
 
 
 @torch.no_grad()

@@ -170,7 +170,7 @@ def main() -> None:
     struck, it is begun again, and the clock strikes sooner.
     """
     folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    config, plain = compose()
+    config, plain = compose("trainer.ema=0.9")
     status, alone = start(config, plain, folder / "alone", None, 0, None)
     print(json.dumps({"start": "undisturbed", "status": status, "seconds": alone}), flush=True)
     chance = random.Random(seed)

@@ -19,6 +19,7 @@ from facelab.benchmark.scores import load_scores
 from facelab.data.augment import normalise
 from facelab.training import fit
 from facelab.training.module import FaceModule
+from facelab.training.network import build_backbone
 from facelab.training.preemption import Interrupted
 from facelab.training.record import RunDirectory
 
@@ -142,7 +143,7 @@ def test_report_is_on_the_best_checkpoint(learned, tmp_path):
     where, _ = learned
     config, plain = compose(*LEARNS)
     built = fit._build(config, plain, instantiate(config.trainer), RunDirectory(tmp_path / "other", plain))
-    network = instantiate(config.backbone)
+    network = build_backbone(config.backbone, load=False)
     stored = {k.removeprefix("model.backbone."): torch.from_numpy(v) for k, v in weights(where, "best.ckpt").items()}
     network.load_state_dict({key: value for key, value in stored.items() if key in network.state_dict()})
     network.eval()

@@ -90,4 +90,4 @@ def test_a_wandb_that_cannot_start_ends_in_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setattr(wandb, "init", fail)
     with pytest.raises(ValueError, match=r"W&B cannot be started \(no answer\): set logger\.mode=offline"):
-        wandb_logger("p", None, "online", tmp_path, {}, "group", "job", [])
+        wandb_logger("p", None, "online", tmp_path, {}, "group", "job", "train", [])

@@ -2,12 +2,13 @@
 
 import builtins
 import io
+import re
 
 import pytest
 import torch
 
 from facelab.training import options
-from facelab.training.options import TrainerOptions
+from facelab.training.options import EvaluationOptions, TrainerOptions, check_kinds
 
 GOOD = {
     "epochs": 2,
@@ -25,6 +26,7 @@ GOOD = {
     "save_every_minutes": 10,
     "log_every": 10,
     "progress": True,
+    "ema": None,
 }
 
 
@@ -82,6 +84,7 @@ def test_what_may_be_null_is_null_or_above_zero(name):
         ("compile", "yes", "bool"),
         ("deterministic", 1, "bool"),
         ("progress", None, "bool"),
+        ("ema", "slow", "float or null"),
     ],
 )
 def test_kinds_are_told(name, value, kind):
@@ -161,3 +164,72 @@ def test_the_processors_word_on_bf16(monkeypatch, flags, expected):
 
     monkeypatch.setattr(builtins, "open", opened)
     assert options._cpu_multiplies_bf16() is expected
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.5, 2.0, float("nan")])
+def test_an_average_decays(value):
+    assert made(ema=0.999).ema == 0.999
+    with pytest.raises(ValueError, match=rf"trainer\.ema is {value}: give a decay between 0 and 1"):
+        made(ema=value)
+
+
+def evaluation(**changes):
+    given = {"batch_size": 8, "accelerator": "cpu", "precision": "fp32", "progress": True}
+    return EvaluationOptions(**{**given, **changes})
+
+
+def test_an_evaluation_has_the_same_words(gpus, monkeypatch):
+    gpus(0)
+    assert not evaluation().on_gpu
+    assert not evaluation().in_bf16
+    assert evaluation(precision="bf16").in_bf16
+    monkeypatch.setattr(options, "_cpu_multiplies_bf16", lambda: True)
+    assert evaluation(precision="auto").in_bf16
+    for changes, line in (
+        ({"batch_size": 0}, "batch_size is 0: give a number above 0"),
+        ({"batch_size": "x"}, "batch_size is 'x': give a value of type int"),
+        ({"precision": "half"}, "precision is 'half': give one of auto, bf16, fp32"),
+        ({"accelerator": "gpu"}, "accelerator=gpu asks for CUDA, and torch sees no GPU here: use accelerator=cpu"),
+    ):
+        with pytest.raises(ValueError, match=f"^{line}"):
+            evaluation(**changes)
+
+
+# Any constructor's arguments
+
+
+LOSS = {"_target_": "facelab.loss.arcface.ArcFace", "scale": 64, "margin": 0.5}
+NETWORK = {"_target_": "facelab.backbone.iresnet.IResNet", "layers": [1, 1, 1, 1], "embedding_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("node", "line"),
+    [
+        ({**LOSS, "scale": "abc"}, "group.scale is 'abc': give a value of type float"),
+        ({**LOSS, "margin": None}, "group.margin is None: give a value of type float"),
+        ({**LOSS, "margin": True}, "group.margin is True: give a value of type float"),
+        ({**NETWORK, "layers": 4}, "group.layers is 4: give a value of type list of int"),
+        ({**NETWORK, "layers": [1, "x"]}, "group.layers is [1, 'x']: give a value of type list of int"),
+        ({**NETWORK, "embedding_size": 1.5}, "group.embedding_size is 1.5: give a value of type int"),
+        ({"inner": {**LOSS, "scale": "abc"}}, "group.inner.scale is 'abc': give a value of type float"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_by_its_key(node, line):
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        check_kinds({"group": node})
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        LOSS,
+        {**LOSS, "margin": 1},
+        NETWORK,
+        {"_target_": "torch.nn.Identity", "anything": "goes"},
+        {"_target_": "facelab.nowhere.Nothing", "scale": "abc"},
+        {"_target_": 3, "scale": "abc"},
+        {"scale": "abc"},
+    ],
+)
+def test_what_fits_or_cannot_be_told_is_left_to_the_constructor(node):
+    check_kinds({"group": node, "seed": "one"})

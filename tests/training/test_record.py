@@ -52,6 +52,7 @@ def test_a_fresh_folder(tmp_path):
 def test_a_checkpoint_makes_it_resumable_and_metrics_finish_it(tmp_path):
     directory = opened(tmp_path)
     directory.start(CONFIG)
+    directory.last.parent.mkdir()
     directory.last.write_bytes(b"checkpoint")
     directory.close()
     directory = opened(tmp_path)

@@ -52,6 +52,7 @@ def test_checkpoints_are_bit_equal(folder, name):
     killed, meta_killed = tensors(folder / "killed" / "checkpoints" / name)
     assert alone.keys() == killed.keys()
     assert any("momentum_buffer" in key for key in alone) == (name == "last.ckpt")
+    assert any("model.average." in key for key in alone) == (name == "last.ckpt")
     for key, value in alone.items():
         assert value.tobytes() == killed[key].tobytes(), key
     for progress in (meta["progress"], meta_killed["progress"]):

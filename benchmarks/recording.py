@@ -1,0 +1,56 @@
+"""What the measurements share: the machine's name, and tables that keep the rows of other machines and versions."""
+
+import csv
+import os
+import platform
+from datetime import date
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+BUSY = 0.7  # load average from which on a measurement is marked
+
+
+def machine() -> str:
+    """The processor's name and its number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def today() -> str:
+    """Year-month-day."""
+    return date.today().isoformat()
+
+
+def load() -> str:
+    """The load average of the last minute; says so where other work will make the figures rough."""
+    value = os.getloadavg()[0]
+    if value > BUSY:
+        print(f"other work is running (load {value:.1f}): measure again on a quiet machine", flush=True)
+    return f"{value:.1f}"
+
+
+def record(name: str, key: list[str], rows: list[dict[str, str]]) -> Path:
+    """Puts rows into results/<name>.csv: those with the same key are replaced, all others stay.
+
+    Args:
+        name: of the measurement.
+        key: columns that say what was measured, where, and with which versions.
+        rows: all with the same columns, in their order; a column that the file has beside them is dropped.
+    """
+    file = RESULTS / f"{name}.csv"
+    kept = []
+    if file.exists():
+        with file.open(newline="") as opened:
+            kept = list(csv.DictReader(opened))
+    new = {tuple(row[column] for column in key) for row in rows}
+    kept = [row for row in kept if tuple(row.get(column) for column in key) not in new]
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(rows[0]), restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + rows)
+    return file

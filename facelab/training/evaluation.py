@@ -1,0 +1,379 @@
+"""One evaluation: a checkpoint, or published weights, on a benchmark, and the record that it leaves."""
+
+import hashlib
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from facelab.backbone.complexity import count_macs, count_parameters
+from facelab.backbone.weights import Input, set_input
+from facelab.benchmark.pair_files import PairSet
+from facelab.benchmark.scores import save_scores
+from facelab.data.torch_loader import EvalLoader
+from facelab.door import configuration_folder
+from facelab.report import run as report
+from facelab.training import checkpoint, fit
+from facelab.training.datamodule import divide, faces
+from facelab.training.inspection import look_at_images
+from facelab.training.logging import Copy
+from facelab.training.module import embed
+from facelab.training.network import COMMON, about_input, build_backbone, convention, read_input
+from facelab.training.options import EvaluationOptions, check_kind, check_kinds
+from facelab.training.preemption import Interrupted
+from facelab.training.progress import show_choices, show_result, track
+from facelab.training.record import RunDirectory, differences
+from facelab.training.strategy import keep_memory
+
+
+@dataclass
+class Evaluation:
+    """The parts of an evaluation, built and checked, before anything is embedded."""
+
+    config: DictConfig
+    plain: dict[str, Any]  # the same, resolved, and what the checkpoint says of itself
+    options: EvaluationOptions
+    network: nn.Module  # (B,3,H,W) in [−1,1] → (B,D)
+    backbone: Any
+    benchmark: Any
+    pairs: PairSet
+    loader: EvalLoader
+    about: str  # the checkpoint, in words
+
+
+def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[str, float]:
+    """Embeds a benchmark's images, scores its pairs, and keeps what was found.
+
+    Args:
+        config: the composed configuration, conf/evaluate.yaml; what a checkpoint of facelab says of its training is put
+            in place of values that nobody has typed.
+        typed: the keys that somebody has.
+        where: the record's folder.
+
+    Returns:
+        The final numbers, as in metrics.json.
+
+    Raises:
+        ValueError, FileNotFoundError: something in the configuration or its files is wrong; said before embedding.
+        Interrupted: Ctrl-C; nothing of the result is kept.
+    """
+    fit.quiet()
+    path = _checkpoint(config.checkpoint)
+    meta = _meta(path)
+    if meta is not None:
+        _take_over(config, meta, typed)
+    if config.data.root is None:  # a benchmark that lies beside the training data asks whether there is such a key
+        with open_dict(config):
+            config.data.pop("root")
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_kinds(plain)
+    plain["checkpoint_sha256"] = _digest(path)
+    if meta is not None:
+        plain["trained"] = {"step": meta["step"], "config": meta["config"]}
+    # Whoever asks again is answered at once: the folder, and the checkpoint's content, say whether it is the same.
+    with closing(RunDirectory(where, plain)) as directory:
+        if directory.finished:
+            return fit.show_finished(directory, "This evaluation is finished; nothing was embedded.")
+        return _evaluate(_build(config, plain, path, meta), directory)
+
+
+def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str, Any] | None) -> Evaluation:
+    options = EvaluationOptions(config.batch_size, config.accelerator, config.precision, config.progress)
+    benchmark = instantiate(config.benchmark)
+    check_kind("ema", config.ema, bool | None)
+    backbone, head, about = _published(config, path) if meta is None else _trained(config, path, meta)
+    pairs = benchmark.open(None) if benchmark.path is not None else _held_out(config, path, meta, benchmark)
+    shape, size = pairs.load(0).shape, config.data.size
+    if shape != (size, size, 3):
+        raise ValueError(
+            f"benchmark: its image 0 has shape {shape}, but the network takes {(size, size, 3)}: leave benchmark.size "
+            "as it is, or give images of that size"
+        )
+    loader = EvalLoader(
+        pairs,
+        options.batch_size,
+        rank=0,
+        world=1,
+        threads=config.loader.threads,
+        prefetch=config.loader.prefetch,
+        pin=options.on_gpu,
+    )
+    network = nn.Sequential(backbone.to(memory_format=torch.channels_last), head).eval()
+    return Evaluation(config, plain, options, network, backbone, benchmark, pairs, loader, about)
+
+
+def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, float]:
+    copy, plain = Copy(None), evaluation.plain
+    try:
+        copy.logger = _logger(evaluation, directory)
+        directory.start(plain)
+        directory.describe(None, {"wandb": copy.version, "input": convention(evaluation.backbone)})
+        show_choices(_choices(evaluation), str(directory.path))
+        began = time.perf_counter()
+        embeddings = _embed(evaluation)
+        seconds = time.perf_counter() - began
+        result = evaluation.benchmark.evaluate(embeddings, evaluation.pairs)
+        metrics = {
+            **result.metrics,
+            "parameters": count_parameters(evaluation.backbone),
+            "images": len(evaluation.pairs),
+            "seconds": round(seconds, 1),
+            "images_per_s": round(len(evaluation.pairs) / max(seconds, 1e-9), 1),
+        }
+        save_scores(directory.path / "scores" / f"{result.name}.npz", result)
+        directory.finish(metrics)
+        picture = report.draw(directory.path)
+        copy.publish(metrics, picture)
+        show_result(metrics, result.notes, str(directory.path))
+        return metrics
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the same command, started again, begins this evaluation anew") from None
+    finally:
+        copy.finish()
+
+
+def _embed(evaluation: Evaluation) -> np.ndarray:
+    """(M,D) float32, an embedding for each image of the benchmark."""
+    options = evaluation.options
+    device = torch.device("cuda" if options.on_gpu else "cpu")
+    if options.on_gpu:
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    else:
+        keep_memory()
+    network = evaluation.network.to(device)
+    rows = []
+    half = torch.autocast(device.type, torch.bfloat16) if options.in_bf16 else nullcontext()
+    with torch.inference_mode(), half:
+        for batch in track(evaluation.loader, len(evaluation.pairs), "embedding", options.progress):
+            images = batch.images.to(device, non_blocking=True)
+            rows.append(embed(network, images, evaluation.benchmark.mirror))
+    return torch.cat(rows).cpu().numpy()
+
+
+def _logger(evaluation: Evaluation, directory: RunDirectory) -> Any:
+    plain = evaluation.plain
+    return instantiate(evaluation.config.logger, _partial_=True)(
+        run=directory.path,
+        config=plain,
+        group=plain["name"],
+        job=plain["job"],
+        job_type="evaluate",
+        tags=[type(evaluation.backbone).__name__, evaluation.pairs.name],
+    )
+
+
+def _choices(evaluation: Evaluation) -> dict[str, str]:
+    options, backbone, pairs = evaluation.options, evaluation.backbone, evaluation.pairs
+    size = evaluation.config.data.size
+    device = "GPU" if options.on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    mirror = ", mirrored images added" if evaluation.benchmark.mirror else ""
+    return {
+        "checkpoint": evaluation.about,
+        "backbone": f"{type(backbone).__name__}, {count_parameters(backbone):,} parameters, "
+        f"{count_macs(backbone, size) / 1e9:.3f} GMACs at {size}×{size}, D={backbone.embedding_size}"
+        f"{about_input(backbone)}",
+        "benchmark": f"{pairs.name}: {len(pairs.pairs):,} pairs of {len(pairs):,} images{mirror}",
+        "device": f"{device}, {'bf16' if options.in_bf16 else 'fp32'}, {options.batch_size} images at once",
+    }
+
+
+# Which model
+
+
+def _checkpoint(given: Any) -> Path:
+    if not isinstance(given, str):
+        raise ValueError(f"checkpoint is {given!r}: give the path of a file")
+    path = Path(given).expanduser()
+    if path.is_dir():
+        found = sorted(str(file) for file in path.glob("**/*.ckpt"))
+        raise ValueError(
+            f"checkpoint={path}: is a folder; give a file" + (f" in it: {' or '.join(found[:2])}" if found else "")
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint={path}: no such file; give a best.ckpt or last.ckpt of a run, or a file of published weights"
+        )
+    return path
+
+
+def _meta(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint of facelab says of itself; None for other files.
+
+    Raises:
+        ValueError: a checkpoint of facelab that is one shard of several, or of another format.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            if "facelab" not in (file.metadata() or {}):
+                return None
+    except (SafetensorError, OSError):
+        return None
+    return checkpoint.read_meta(path)
+
+
+def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[str]) -> None:
+    """Puts what a checkpoint says of its training in place of values that nobody has typed."""
+    before = meta["config"]
+    trainer, data = before["trainer"], before["data"]
+    values = {
+        "batch_size": max(1, trainer["batch_size"] // (trainer["devices"] * trainer["num_nodes"])),
+        "precision": trainer["precision"],
+        "data.size": data["size"],
+        "data.root": data.get("root"),
+    }
+    if config.benchmark.path is None and before["benchmark"]["_target_"] == config.benchmark._target_:
+        where = ("_target_", "name", "path", "pairs", "size")
+        kept = config.benchmark.keys() - set(where)
+        values |= {f"benchmark.{key}": value for key, value in before["benchmark"].items() if key in kept}
+    if "data.size" in typed and config.data.size != data["size"]:
+        raise ValueError(
+            f"data.size is {config.data.size}, but the checkpoint was trained on {data['size']} pixels: leave it out"
+        )
+    for key, value in values.items():
+        if key not in typed:
+            OmegaConf.update(config, key, value)
+
+
+def _trained(config: DictConfig, path: Path, meta: Mapping[str, Any]) -> tuple[Any, nn.Module, str]:
+    """Backbone, head and a description of a checkpoint of facelab."""
+    before, stated = meta["config"], Input(**meta["input"])
+    _compare_typed(config, path, before["backbone"], stated)
+    backbone = build_backbone(_safe(before["backbone"], "backbone", path), load=False)
+    set_input(backbone, stated)
+    head = instantiate(_safe(before["head"], "head", path))
+    beside = checkpoint.has_average(path)
+    averages = before["trainer"].get("ema") is not None
+    if config.ema is True and not averages:
+        raise ValueError(f"ema=true, but checkpoint={path} was trained without trainer.ema: leave it out")
+    if config.ema is False and averages and not beside:
+        raise ValueError(f"ema=false, but checkpoint={path} holds the averaged weights alone: take the run's last.ckpt")
+    averaged = beside and config.ema is not False
+    checkpoint.load_network(path, backbone, head, averaged)
+    words = ", averaged weights" if averages and config.ema is not False else ", weights in training" * averages
+    return backbone, head, f"{path}, step {meta['step']:,}{words}"
+
+
+def _compare_typed(config: DictConfig, path: Path, before: Mapping[str, Any], stated: Input) -> None:
+    """Refuses a backbone that was typed and is not that of the checkpoint."""
+    if read_input(config.backbone.input, stated) != stated:
+        raise ValueError(
+            f"backbone.input is {config.backbone.input}, but checkpoint={path} takes {stated.color}, "
+            f"(x − {stated.mean:g})/{stated.std:g}: leave it out"
+        )
+    if "_target_" not in config.backbone:
+        return
+    now = OmegaConf.to_container(config.backbone, resolve=True)
+    assert isinstance(now, dict)
+    trained, chosen = ({k: v for k, v in node.items() if k not in COMMON} for node in (before, now))
+    differing = differences({"backbone": trained}, {"backbone": chosen})
+    if differing:
+        raise ValueError(
+            f"checkpoint={path} is of another backbone ({'; '.join(differing)}): leave backbone=… out, the checkpoint "
+            "says what it is"
+        )
+
+
+def _published(config: DictConfig, path: Path) -> tuple[Any, nn.Module, str]:
+    """The same of published weights."""
+    if "_target_" not in config.backbone:
+        known = ", ".join(sorted(file.stem for file in (configuration_folder() / "backbone").glob("*.yaml")))
+        raise ValueError(
+            f"checkpoint={path}: is no checkpoint of facelab (or a damaged one), so it does not say which network it "
+            f"is of: add backbone=…, one of {known}"
+        )
+    if config.ema is True:
+        raise ValueError(f"ema=true, but checkpoint={path} is no checkpoint of facelab: leave it out")
+    node = config.backbone.copy()
+    with open_dict(node):
+        node.weights = str(path)
+    try:
+        return build_backbone(node, load=True), nn.Identity(), f"{path}, published weights"
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(str(error).replace("backbone.weights=", "checkpoint=", 1)) from error
+
+
+def _safe(node: Mapping[str, Any], group: str, path: Path) -> DictConfig:
+    """A node out of a checkpoint, to be instantiated: what it calls must be a choice of conf/<group>/.
+
+    A checkpoint may come from a stranger, and `_target_` names what is called.
+    """
+    known = {
+        target
+        for file in (configuration_folder() / group).glob("*.yaml")
+        for target in _targets(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    }
+    strange = sorted(set(_targets(node)) - known)
+    if strange:
+        raise ValueError(
+            f"checkpoint={path} asks for {strange[0]} as its {group}, which no file of conf/{group} offers, and which "
+            "is not called on a checkpoint's word alone: add such a file if you trust it"
+        )
+    return OmegaConf.create(dict(node))
+
+
+def _targets(tree: Any) -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        if "_target_" in tree:
+            yield str(tree["_target_"])
+        for value in tree.values():
+            yield from _targets(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _targets(value)
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+# On which faces
+
+
+def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, benchmark: Any) -> PairSet:
+    """Pairs of the identities that a run has held out of its own training, as it has drawn them."""
+    if meta is None:
+        raise ValueError(
+            f"checkpoint={path}: published weights have no held-out identities of their own: give benchmark.path=…, a "
+            ".bin or a folder of images"
+        )
+    before = meta["config"]
+    node = {key: value for key, value in before["data"].items() if key not in fit.COMMON}
+    if "root" in node:
+        node["root"] = config.data.get("root", node["root"])
+    source = instantiate(_safe(node, "data", path))
+    kept = np.ones(len(source.labels), dtype=bool)
+    inspect = before["data"].get("inspect")
+    if inspect is not None:
+        run = SimpleNamespace(path=path.parent.parent, writes=False)  # who wrote, has written which images it kept
+        kept = look_at_images(source, inspect, config.loader.threads, run, config.progress).kept  # type: ignore[arg-type]
+    reports = before["benchmark"]["path"] is None
+    labels, trained, chooses, held = divide(source.labels, kept, before["data"]["holdout"], reports)
+    if len(trained) != meta["num_classes"]:
+        raise ValueError(
+            f"data: {len(trained):,} identities are there to train on, but checkpoint={path} was trained on "
+            f"{meta['num_classes']:,}: these are not the images of its training; give data.root=…, where they lie now"
+        )
+    if not reports:
+        held = chooses
+    if len(held) == 0:
+        raise ValueError(
+            f"checkpoint={path} was trained without held-out identities: give benchmark.path=…, a .bin or a folder of "
+            "images"
+        )
+    return benchmark.open(faces(source, labels, held))
