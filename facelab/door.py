@@ -81,6 +81,9 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str)
             raise failed[0]
     except KeyboardInterrupt:
         _end("interrupted before it began; nothing was changed by it", 130)
+    except BrokenPipeError:  # `--help | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("FACELAB_TRACEBACK"):
             raise
