@@ -342,13 +342,15 @@ class _Hooks(torch.autograd.Function):
         smallest = torch.finfo(embeddings.dtype).min
         total = embeddings.new_full((len(embeddings),), 0 if adds else smallest)
         best, own = torch.full_like(total, smallest), torch.full_like(total, -torch.inf)
-        parts = []
-        for start, stop in chunks:
+        # In place: small tensors that stay, between large ones that go, would leave the heap full of holes.
+        totals = total.new_empty(-(-chunks.columns.count // chunks.size), len(total))
+        for index, (start, stop) in enumerate(chunks):
             found = call.part(chunks.centres(weight, start, stop), start, inputs)
-            parts.append(found.total)
-            best, own = torch.maximum(best, found.best), torch.maximum(own, found.own)
-        if parts:
-            total = torch.stack(parts).sum(dim=0) if adds else torch.stack(parts).logsumexp(dim=0)
+            totals[index] = found.total
+            torch.maximum(best, found.best, out=best)
+            torch.maximum(own, found.own, out=own)
+        if len(totals):
+            total = totals.sum(dim=0) if adds else totals.logsumexp(dim=0)
         buffers = dict(chunks.loss.named_buffers())
         ctx.call, ctx.adds, ctx.buffers = call, adds, tuple(f"loss.{name}" for name in buffers)
         ctx.save_for_backward(weight, total, *values, *buffers.values())

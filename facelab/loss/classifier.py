@@ -152,7 +152,9 @@ class ClassCentres(nn.Module):
 # Elements of the (B,C) matrix up to which it is held whole: about where chunks begin to be faster, by the written-out
 # passes and by a margin's own hooks (benchmarks/classifier.py: whole, facelab, hooks; B=128 and 512, D=512, on a CPU).
 WHOLE, WHOLE_BY_HOOKS = 2**18, 2**22
-_CHUNK = {"cpu": 2**20, "cuda": 2**25}  # elements of its part in a chunk: within a cache, and enough to fill a GPU
+# Elements of its part in a chunk; a quarter for a margin's own hooks, of whose steps autograd keeps some. Enough to
+# fill a GPU; on a CPU within the last cache, and not so few that threads wait for each other more than they compute.
+_CHUNK = {"cpu": 2**22, "cuda": 2**26}
 
 
 class MarginLoss(Loss):
@@ -315,7 +317,8 @@ class MarginLoss(Loss):
             return 0
         if isinstance(chunk, int):
             return chunk
-        return max(_CHUNK.get(embeddings.device.type, _CHUNK["cpu"]) // max(*embeddings.shape, 1), 1)
+        elements = _CHUNK.get(embeddings.device.type, _CHUNK["cpu"]) // (1 if self.others_are_plain else 4)
+        return max(elements // max(*embeddings.shape, 1), 1)
 
     def _target_cosine(self, embeddings: Tensor, classes: Whole | Chunks, columns: Columns, context: Context) -> Tensor:
         """(B,) cosθ_y, on every rank; NaN for a label that is no class."""
