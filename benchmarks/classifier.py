@@ -10,8 +10,8 @@
 Every method has a process of its own, and in every round each makes a step, one after another, so that whatever else
 the machine does slows all alike; the first step is not counted. Ratios are medians of the rounds' ratios to plain.
 `extra` is the peak of memory during a step beyond what it begins with and the centres' gradient: resident pages on a
-CPU (Linux, which may add a library's page that it had dropped), torch's allocations on a GPU. A method that runs out
-of memory on a GPU stands in the table without numbers.
+CPU (of Linux), torch's allocations on a GPU. A method that runs out of memory on a GPU stands in the table without
+numbers.
 
     python benchmarks/classifier.py                                                  # CPU, B=512 D=512 C=200,000
     python benchmarks/classifier.py --device cuda --batch 1024 --precision bf16 --classes 10000 100000 1000000 10000000

@@ -21,9 +21,14 @@ OPTIONS = {"norm_softmax": {"scale": 8.0}, "sphereface": {}, "softmax": {}, "sph
 LEARNING_RATE = {"softmax": 0.2}  # its centres start short, and have to grow
 
 
-@pytest.fixture(scope="module")
-def faces():
+@pytest.fixture(name="faces", scope="module")
+def rendered():
     """(images (N,3,H,W) in [−1,1], labels) to train on, and of people held out."""
+    return people()
+
+
+def people():
+    """The same, for whoever is no test (benchmarks/rendered_faces.py)."""
     source = SyntheticFaces(PEOPLE + HELD_OUT, IMAGES, SIZE, long_tail=1, nuisance=0.85, seed=0)
     pixels = torch.from_numpy(np.stack([source.load(index) for index in range(len(source))]))
     images, labels = pixels.permute(0, 3, 1, 2) / 127.5 - 1, torch.from_numpy(source.labels)
@@ -64,10 +69,10 @@ def calibrate(model, images):
         norm.momentum = 0.1
 
 
-def learning_curve(name, faces):
+def learning_curve(name, faces, seed=0):
     """Held-out accuracy before and after a short training with a P×K batch a step."""
     (images, labels), held_out = faces
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = network()
     conf = OmegaConf.load(next(path for path in CONF if path.stem == name))
     conf.update(OPTIONS.get(name, {"scale": SCALE} if "scale" in conf else {}))
@@ -76,7 +81,7 @@ def learning_curve(name, faces):
     before = accuracy(model, *held_out)
     parameters = [*model.parameters(), *loss.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for step in range(STEPS):
         rate = LEARNING_RATE.get(name, 0.07) * min(1, (step + 1) / 5) * (1 - step / STEPS)
         optimizer.param_groups[0]["lr"] = rate
