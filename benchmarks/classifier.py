@@ -39,6 +39,7 @@ SCALE, MARGIN = 64.0, 0.35
 
 
 def main() -> None:
+    """Measures, prints and records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["plain", "facelab", "gemm"])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -158,6 +159,7 @@ def build(options: argparse.Namespace, classes: int) -> Callable[[], dict[str, f
     products = bare_products(embeddings, weight, options) if method == "gemm" else None
 
     def step() -> dict[str, float]:
+        """One step: its seconds, memory and loss."""
         leaf = embeddings.detach().requires_grad_()
         weight.grad = None
         memory.begin()

@@ -64,6 +64,7 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str)
     reached: list[DictConfig] = []
 
     def job(config: DictConfig) -> Any:
+        """The task, with its error kept for us."""
         # Hydra would add two lines of its own to an error. A multirun must see it, to count the job as failed.
         reached.append(config)
         try:

@@ -1,11 +1,21 @@
-"""The angle behind a cosine, and the choice between two gradients, for margins that need them."""
+"""The angle behind a cosine, its sine, and the choice between two gradients, for margins that need them."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from facelab.loss.arcface import sine, straight_through
+
+def sine(cosine: Tensor) -> Tensor:
+    """Sine of the angle in [0, π]; at cosθ = ±1 and, by rounding, beyond it is 0, with derivative 0 instead of ∞."""
+    squared = (1 - cosine) * (1 + cosine)
+    inside = squared > 0
+    return torch.where(inside, torch.where(inside, squared, 1).sqrt(), 0)
+
+
+def straight_through(cosine: Tensor, mapped: Tensor) -> Tensor:
+    """The value of ``mapped`` with the gradient of ``cosine``."""
+    return cosine + (mapped - cosine).detach()
 
 
 def angle(cosine: Tensor) -> Tensor:
@@ -14,6 +24,14 @@ def angle(cosine: Tensor) -> Tensor:
     That derivative is never missed: the cosine itself does not change with the embedding there.
     """
     return torch.atan2(sine(cosine), cosine)
+
+
+def formula(cosine: Tensor, mapped: Tensor) -> Tensor:
+    """``mapped`` as it is, with its own derivative."""
+    return mapped
+
+
+_GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"true": formula, "straight_through": straight_through}
 
 
 def chosen_gradient(gradient: bool | str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -26,10 +44,7 @@ def chosen_gradient(gradient: bool | str) -> Callable[[Tensor, Tensor], Tensor]:
     Raises:
         ValueError: it is neither.
     """
-    known: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "true": lambda cosine, mapped: mapped,
-        "straight_through": straight_through,
-    }
-    if str(gradient).lower() not in known:
-        raise ValueError(f"gradient={gradient} is unknown: choose one of {', '.join(known)}")
-    return known[str(gradient).lower()]
+    name = str(gradient).lower()
+    if name not in _GRADIENT:
+        raise ValueError(f"gradient={name} is unknown: choose one of {', '.join(_GRADIENT)}")
+    return _GRADIENT[name]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from facelab.loss.angle import chosen_gradient, sine, straight_through
 from facelab.loss.base import require_between
 from facelab.loss.classifier import Context, MarginLoss
 
@@ -44,33 +45,19 @@ class ArcFace(MarginLoss):
         super().__init__(embedding_size, num_classes, scale)
         require_between("margin", margin, 0.0, math.pi / 2)
         self.margin = margin
-        self.gradient = _one_of("gradient", str(gradient).lower(), _GRADIENT)
-        self.past_pi = _one_of("past_pi", past_pi, _PAST_PI)
+        self.gradient = chosen_gradient(gradient)
+        if past_pi not in _PAST_PI:
+            raise ValueError(f"past_pi={past_pi} is unknown: choose one of {', '.join(_PAST_PI)}")
+        self.past_pi = past_pi
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         """Return cos(θ_y + m)."""
         within = cosine * math.cos(self.margin) - sine(cosine) * math.sin(self.margin)
         past = cosine <= -math.cos(self.margin)
         mapped = torch.where(past, _PAST_PI[self.past_pi](cosine, within, self.margin), within)
-        return _GRADIENT[self.gradient](cosine, mapped)
+        return self.gradient(cosine, mapped)
 
 
-def sine(cosine: Tensor) -> Tensor:
-    """Sine of the angle in [0, π]; at cosθ = ±1 and, by rounding, beyond it is 0, with derivative 0 instead of ∞."""
-    squared = (1 - cosine) * (1 + cosine)
-    inside = squared > 0
-    return torch.where(inside, torch.where(inside, squared, 1).sqrt(), 0)
-
-
-def straight_through(cosine: Tensor, mapped: Tensor) -> Tensor:
-    """The value of ``mapped`` with the gradient of ``cosine``."""
-    return cosine + (mapped - cosine).detach()
-
-
-_GRADIENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "true": lambda cosine, mapped: mapped,
-    "straight_through": straight_through,
-}
 # (cosine, cos(θ+m), m) → the target past π
 _PAST_PI: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "monotone": lambda cosine, within, margin: cosine - margin * math.sin(margin),
@@ -78,9 +65,3 @@ _PAST_PI: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "clip": lambda cosine, within, margin: torch.full_like(cosine, -1),
     "clamp_angle": lambda cosine, within, margin: straight_through(cosine, torch.full_like(cosine, -1)),
 }
-
-
-def _one_of(name: str, value: str, choices: dict[str, Callable]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
-    return value

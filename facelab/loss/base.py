@@ -1,7 +1,7 @@
 """What every loss is and returns, and the contract between a loss and whoever trains it on many ranks.
 
 A loss is a module called as ``loss(embeddings, labels, step)`` on this rank's part of the batch. On W ranks of
-``torch.distributed`` (every rank with the same number of rows) it keeps these promises:
+``torch.distributed`` it keeps these promises:
 
 - the value and the logs are those of the *global* batch, the same on every rank;
 - a replicated parameter (of the backbone, or of the loss) is to be *averaged* over the ranks, as DDP does. The average
@@ -26,7 +26,14 @@ class LossOutput(NamedTuple):
 
 
 class Loss(nn.Module):
-    """A loss over (B,D) embeddings and (B,) labels; pairwise losses inherit from it directly."""
+    """A loss over (B,D) embeddings and (B,) labels; pairwise losses inherit from it directly.
+
+    Attributes:
+        even: whether every rank always brings as many rows, which whoever trains may promise: else the ranks ask each
+            other at every call.
+    """
+
+    even = False
 
     def sharded_parameters(self) -> list[str]:
         """Dotted names, relative to the loss, of the parameters of which every rank holds another part."""

@@ -284,7 +284,7 @@ class MarginLoss(Loss):
 
     def _global_batch(self, embeddings: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Context]:
         """→ (B,D) embeddings that have entered the shards, normalised if the loss is, and the context."""
-        counts = row_counts(labels)
+        counts = row_counts(labels, self.even)
         embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
         norms = torch.linalg.vector_norm(embeddings, dim=1)
         if self.normalised:

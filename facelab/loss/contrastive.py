@@ -36,7 +36,7 @@ class Contrastive(Loss):
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:
         """(b,D) embeddings, (b,) int64 labels of this rank → the global batch's loss and nearest-neighbour accuracy."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            units, labels = global_batch(embeddings, labels)
+            units, labels = global_batch(embeddings, labels, self.even)
             distance = distances(units)
             positive, negative = same_person(labels)
             near, far = distance[positive], F.relu(self.margin - distance[negative])

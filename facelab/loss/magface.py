@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from facelab.loss.arcface import sine
+from facelab.loss.angle import sine
 from facelab.loss.base import require_between
 from facelab.loss.classifier import Context, MarginLoss
 

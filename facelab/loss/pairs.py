@@ -7,10 +7,10 @@ from facelab.loss.collective import gather_rows, row_counts
 from facelab.loss.columns import unit, widen
 
 
-def global_batch(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def global_batch(embeddings: Tensor, labels: Tensor, even: bool) -> tuple[Tensor, Tensor]:
     """(b,D) embeddings and (b,) labels of this rank → (B,D) on the unit sphere and (B,) of all ranks.
 
-    Half precision becomes float32. An embedding of length 0 stays 0, without a gradient.
+    Half precision becomes float32. An embedding of length 0 stays 0, without a gradient. `even`: see Loss.
 
     Raises:
         ValueError: embeddings or labels have the wrong shape or type.
@@ -21,7 +21,7 @@ def global_batch(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels of shape {tuple(labels.shape)}: {len(embeddings)} embeddings need as many labels")
     if labels.dtype != torch.int64:
         raise ValueError(f"labels of type {labels.dtype}: class numbers must be torch.int64, convert with .long()")
-    counts = row_counts(labels)
+    counts = row_counts(labels, even)
     embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
     return unit(embeddings, torch.linalg.vector_norm(embeddings, dim=1)), labels
 

@@ -82,6 +82,9 @@ class FaceModule(pl.LightningModule):
             return
         torch.manual_seed(step_seed(self.seed, 0, 0))
         backbone, self.head, self.loss = self.build()
+        for part in self.loss.modules():
+            if isinstance(part, Loss):
+                part.even = True  # the loader's batches are, and a rank's parts of them
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.sharded = [f"loss.{name}" for name in self.loss.sharded_parameters()]
         exclude_from_ddp(self, self.sharded)

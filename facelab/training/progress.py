@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from typing import Any
 
 import pytorch_lightning as pl
@@ -69,39 +68,51 @@ def track(batches: Iterable[Any], total: int, what: str, enabled: bool) -> Itera
         what: is being done, a word in front of the bar.
         enabled: false shows nothing.
     """
-    with closing(_Tracker(total, what, enabled)) as tracker:
+    done = 0
+    with Tracker(what, enabled) as tell:
         for batch in batches:
             yield batch
-            tracker.advance(len(batch.images))
+            done += len(batch.images)
+            tell(done, total)
 
 
-class _Tracker:
-    def __init__(self, total: int, what: str, enabled: bool):
-        self.total, self.what, self.enabled = total, what, enabled
-        self.done = 0
+class Tracker:
+    """How far work on images is: a bar, or lines now and then where nobody watches; nothing within the first second.
+
+    Args:
+        what: is being done, a word in front of the bar.
+        enabled: false shows nothing.
+    """
+
+    def __init__(self, what: str, enabled: bool):
+        self.what, self.enabled = what, enabled
         self.began = self.spoken = time.perf_counter()
         self._bar: Progress | None = None
-        if enabled and sys.stdout.isatty():
-            words = TextColumn("{task.completed:,}/{task.total:,} images")
-            self._bar = Progress(
-                TextColumn(what), BarColumn(), words, _Rate(), TimeRemainingColumn(), console=console(), transient=True
-            )
-            self._bar.start()
-            self._bar.add_task(what, total=total, rate=0.0)
 
-    def advance(self, images: int) -> None:
-        self.done += images
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of all images are done."""
         now = time.perf_counter()
-        rate = self.done / max(now - self.began, 1e-9)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done, rate=rate)
-        elif self.enabled and now - self.spoken > SECONDS_BETWEEN_LINES:
+        if not self.enabled or now - self.began < 1:
+            return
+        rate = done / (now - self.began)
+        if sys.stdout.isatty():
+            if self._bar is None:
+                words = TextColumn("{task.completed:,}/{task.total:,} images")
+                columns = (TextColumn(self.what), BarColumn(), words, _Rate(), TimeRemainingColumn())
+                self._bar = Progress(*columns, console=console(), transient=True)
+                self._bar.start()
+                self._bar.add_task(self.what, total=total, rate=rate)
+            self._bar.update(self._bar.task_ids[0], completed=done, rate=rate)
+        elif now - self.spoken > SECONDS_BETWEEN_LINES:
             self.spoken = now
-            left = (self.total - self.done) / rate
-            line = f"{self.what}  {self.done:,}/{self.total:,} images  {rate:,.0f} images/s  {left:.0f} s left"
+            left = (total - done) / rate
+            line = f"{self.what}  {done:,}/{total:,} images  {rate:,.0f} images/s  {left:.0f} s left"
             print(line, flush=True)
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

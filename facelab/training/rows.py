@@ -13,56 +13,58 @@ import torch
 from torch import Tensor, nn
 
 
-class RowSGD(torch.optim.SGD):
+class _ByRows(torch.optim.Optimizer):
+    """Before torch's own optimizer in the order of bases: it never sees a sparse gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Any:
+        """One step; Lightning gives a closure, which is called before."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        with _aside(self) as sparse:
+            super().step()
+        for group, parameter, rows, values in sparse:
+            self.move(group, parameter, rows, values)
+        return result
+
+    def move(self, group: dict[str, Any], parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
+        """Moves some rows (n,) of a parameter by their gradient (n,…)."""
+        raise NotImplementedError
+
+
+class RowSGD(_ByRows, torch.optim.SGD):
     """torch.optim.SGD, by rows where the gradient is sparse."""
 
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Any:
-        """One step; Lightning gives a closure, which is called before."""
-        result = _call(closure)
-        with _aside(self) as sparse:
-            super().step()
-        for group, parameter, rows, values in sparse:
-            values = values.add(parameter.index_select(0, rows), alpha=group["weight_decay"])
-            if group["momentum"]:
-                buffer = _state(self, parameter, "momentum_buffer", parameter)
-                moved = buffer.index_select(0, rows).mul_(group["momentum"]).add_(values)
-                buffer.index_copy_(0, rows, moved)
-                values = values.add_(moved, alpha=group["momentum"]) if group["nesterov"] else moved
-            parameter.index_add_(0, rows, values, alpha=-group["lr"])
-        return result
+    def move(self, group: dict[str, Any], parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
+        """As torch does, with these rows' momentum alone."""
+        values = values.add(parameter.index_select(0, rows), alpha=group["weight_decay"])
+        if group["momentum"]:
+            buffer = _state(self, parameter, "momentum_buffer", parameter)
+            moved = buffer.index_select(0, rows).mul_(group["momentum"]).add_(values)
+            buffer.index_copy_(0, rows, moved)
+            values = values.add_(moved, alpha=group["momentum"]) if group["nesterov"] else moved
+        parameter.index_add_(0, rows, values, alpha=-group["lr"])
 
 
-class RowAdamW(torch.optim.AdamW):
+class RowAdamW(_ByRows, torch.optim.AdamW):
     """torch.optim.AdamW, by rows where the gradient is sparse; each row counts the steps of its own."""
 
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> Any:
-        """One step; Lightning gives a closure, which is called before."""
-        result = _call(closure)
-        with _aside(self) as sparse:
-            super().step()
-        for group, parameter, rows, values in sparse:
-            steps = _state(self, parameter, "step", parameter[:, 0].float())
-            steps.index_add_(0, rows, torch.ones_like(steps[rows]))
-            count = steps[rows, None].double()
-            averages = []
-            for name, beta, new in (("exp_avg", 0, values), ("exp_avg_sq", 1, values.square())):
-                average, beta = _state(self, parameter, name, parameter), group["betas"][beta]
-                moved = average.index_select(0, rows).lerp_(new, 1 - beta)
-                average.index_copy_(0, rows, moved)
-                averages.append(moved / (1 - beta**count).to(moved))
-            kept = parameter.index_select(0, rows).mul_(1 - group["lr"] * group["weight_decay"])
-            change = averages[0].div_(averages[1].sqrt_().add_(group["eps"]))
-            parameter.index_copy_(0, rows, kept.sub_(change, alpha=group["lr"]))
-        return result
-
-
-def _call(closure: Callable | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
+    def move(self, group: dict[str, Any], parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
+        """As torch does, with these rows' averages and numbers of steps."""
+        steps = _state(self, parameter, "step", parameter[:, 0].float())
+        steps.index_add_(0, rows, torch.ones_like(steps[rows]))
+        count = steps[rows, None].double()
+        averages = []
+        for name, beta, new in (("exp_avg", 0, values), ("exp_avg_sq", 1, values.square())):
+            average, beta = _state(self, parameter, name, parameter), group["betas"][beta]
+            moved = average.index_select(0, rows).lerp_(new, 1 - beta)
+            average.index_copy_(0, rows, moved)
+            averages.append(moved / (1 - beta**count).to(moved))
+        kept = parameter.index_select(0, rows).mul_(1 - group["lr"] * group["weight_decay"])
+        change = averages[0].div_(averages[1].sqrt_().add_(group["eps"]))
+        parameter.index_copy_(0, rows, kept.sub_(change, alpha=group["lr"]))
 
 
 def _state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, name: str, like: Tensor) -> Tensor:

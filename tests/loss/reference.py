@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
+from facelab.loss.classifier import MarginLoss
+from facelab.loss.collective import enter_shards
+
 D, C, B = 16, 7, 12
 _GOLDEN = Path(__file__).parents[1] / "golden" / "losses.npz"
 THETA = np.linspace(0, np.pi, 722)  # no kink of any margin falls on it, but for those that the ends have
@@ -49,6 +52,31 @@ class Golden:
         return loss
 
 
+class EveryHook(MarginLoss):
+    """All that a later margin may do: gradients through norms and own parameters, in and across the shards."""
+
+    def __init__(self, embedding_size, num_classes, scale):
+        super().__init__(embedding_size, num_classes, scale)
+        self.margins = torch.nn.Parameter(torch.linspace(0.1, 0.4, num_classes))
+        self.bias = torch.nn.Parameter(torch.tensor(0.2))
+        self.factor = 1.0
+        self.register_buffer("mean_norm", torch.tensor(2.0))
+
+    def row_scale(self, context):
+        return 2 * context.norms
+
+    def target(self, cosine, context):
+        self.mean_norm = 0.9 * self.mean_norm + 0.1 * context.norms.detach().mean()
+        return cosine - self.margins[context.labels] * context.norms / self.mean_norm
+
+    def non_target(self, cosines, target, context):
+        lengths = enter_shards(context.norms)[:, None] / self.mean_norm
+        return cosines * (self.factor + target[:, None].sigmoid() / lengths) + enter_shards(self.bias)
+
+    def regulariser(self, context):
+        return 0.1 * (1 / context.norms).mean() - self.margins.mean()
+
+
 def close(gradient, stored, slack=1.0):
     """A float64 gradient against one that was stored as float32."""
     np.testing.assert_allclose(gradient, stored, rtol=slack * 1e-6, atol=slack * 1e-7 * abs(stored).max())
@@ -61,12 +89,13 @@ def with_centres(loss, weight):
     return loss
 
 
-def sample(seed=0):
-    """(B,D) embeddings, (C,D) centres, (B,) labels, float64."""
+def sample(dtype=torch.float64, seed=0):
+    """(B,D) embeddings, (C,D) centres, (B,) labels."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(B, D, generator=generator, dtype=torch.float64) * 3
     weight = torch.randn(C, D, generator=generator, dtype=torch.float64)
-    return embeddings, weight, torch.randint(C, (B,), generator=generator)
+    labels = torch.randint(C, (B,), generator=generator)
+    return embeddings.to(dtype), weight.to(dtype), labels
 
 
 def target_logits(loss, theta, norms=1.0, step=0):
@@ -99,7 +128,7 @@ def check_gradient(loss, step=0):
     assert torch.autograd.gradcheck(value, inputs, eps=1e-7, atol=1e-5, rtol=1e-4)
 
 
-def check_edges(build, dtype):
+def check_edges(build, dtype, directed=True):
     """All is finite at cosines of exactly ±1, those that round to 1.0000001, and embeddings and centres of length 0."""
     _, weight, labels = sample()
     embeddings = weight[labels] * torch.linspace(-4, 4, B, dtype=torch.float64)[:, None]
@@ -118,5 +147,7 @@ def check_edges(build, dtype):
         assert all(entry.isfinite() for entry in logs.values())
         assert embeddings.grad.dtype == dtype
         assert embeddings.grad.isfinite().all()
-        assert not embeddings.grad[0].any()  # no direction, no gradient
+        assert loss.classifier.weight.grad.isfinite().all()
+        assert 0 <= logs["accuracy"] <= 1
+        assert not directed or not embeddings.grad[0].any()  # no direction, no gradient
         assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())

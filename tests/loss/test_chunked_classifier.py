@@ -1,6 +1,7 @@
 """Walking the classes in chunks computes what the whole matrix computes: loss, accuracy and every gradient."""
 
 import pytest
+import reference
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,33 +21,16 @@ D, C = 8, 23
 CHUNKS = (1, 5, 23, 100)  # 5 does not divide 23
 
 
-class EveryHook(MarginLoss):
-    """All that a margin may do, with gradients through norms and own parameters in every hook."""
+class EveryHook(reference.EveryHook):
+    """With a reduction of its own too, and parameters that get no gradient."""
 
     def __init__(self, embedding_size, num_classes, scale):
         super().__init__(embedding_size, num_classes, scale)
-        self.margins = torch.nn.Parameter(torch.linspace(0.1, 0.4, num_classes))
-        self.bias = torch.nn.Parameter(torch.tensor(0.2))
-        self.frozen = torch.nn.Parameter(torch.tensor(1.1), requires_grad=False)
+        self.factor = torch.nn.Parameter(torch.tensor(1.1), requires_grad=False)
         self.unused = torch.nn.Parameter(torch.tensor(1.0))
-        self.register_buffer("mean_norm", torch.tensor(2.0))
-
-    def row_scale(self, context):
-        return 2 * context.norms
-
-    def target(self, cosine, context):
-        self.mean_norm = 0.9 * self.mean_norm + 0.1 * context.norms.detach().mean()
-        return cosine - self.margins[context.labels] * context.norms / self.mean_norm
-
-    def non_target(self, cosines, target, context):
-        lengths = enter_shards(context.norms)[:, None] / self.mean_norm
-        return cosines * (self.frozen + target[:, None].sigmoid() / lengths) + enter_shards(self.bias)
 
     def others(self, logits, context):
         return torch.logsumexp(logits * (1 + 0.1 * enter_shards(self.bias)), dim=1)
-
-    def regulariser(self, context):
-        return 0.1 * (1 / context.norms).mean() - self.margins.mean()
 
 
 class NormScale(MarginLoss):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from reference import EveryHook
 
 from facelab.loss.adam_softmax import AdaMSoftmax
 from facelab.loss.arcface import ArcFace
@@ -17,30 +18,6 @@ STEP = 4
 WORLDS = (2, 3, 4)
 CHUNKS = (None, 3)  # some ranks then have a chunk more than others
 UNEVEN = {2: (7, 5), 3: (3, 9, 0), 4: (1, 4, 5, 2)}
-
-
-class EveryHook(MarginLoss):
-    """All that a later margin may do: gradients through norms and own parameters, in and across the shards."""
-
-    def __init__(self, embedding_size, num_classes, scale):
-        super().__init__(embedding_size, num_classes, scale)
-        self.margins = torch.nn.Parameter(torch.linspace(0.1, 0.4, num_classes))
-        self.bias = torch.nn.Parameter(torch.tensor(0.2))
-        self.register_buffer("mean_norm", torch.tensor(2.0))
-
-    def row_scale(self, context):
-        return 2 * context.norms
-
-    def target(self, cosine, context):
-        self.mean_norm = 0.9 * self.mean_norm + 0.1 * context.norms.detach().mean()
-        return cosine - self.margins[context.labels] * context.norms / self.mean_norm
-
-    def non_target(self, cosines, target, context):
-        lengths = enter_shards(context.norms)[:, None] / self.mean_norm
-        return cosines * (1 + target[:, None].sigmoid() / lengths) + enter_shards(self.bias)
-
-    def regulariser(self, context):
-        return 0.1 * (1 / context.norms).mean() - self.margins.mean()
 
 
 class OneAgainstAll(MarginLoss):
