@@ -13,16 +13,27 @@ A loss is a module called as ``loss(embeddings, labels, step)`` on this rank's p
 How a loss keeps them is told in ``facelab.loss.collective``.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 
 class LossOutput(NamedTuple):
-    """The scalar to minimise and detached scalars worth a curve, such as ``accuracy``."""
+    """What a loss gives back; all but ``loss`` is detached, and all of it is of the global batch.
+
+    Attributes:
+        loss: the scalar to minimise.
+        logs: scalars worth a curve, such as ``accuracy``.
+        rows: what is known of each of the B images, in the order of ranks, as far as the loss knows it: ``norm``, the
+            length of its embedding; ``right``, whether no other class is as near as its own; ``cosine``, the cosine to
+            its own class centre, before any margin.
+    """
 
     loss: Tensor
     logs: dict[str, Tensor]
+    rows: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Loss(nn.Module):

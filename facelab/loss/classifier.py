@@ -40,7 +40,7 @@ from facelab.loss.collective import (
     row_counts,
     sum_over_shards,
 )
-from facelab.loss.columns import Columns, Others, Whole, unit, widen
+from facelab.loss.columns import Columns, Whole, unit, widen
 from facelab.loss.sampled import draw
 
 _INIT_STD = 0.01  # as arcface_torch; with normalised centres it sets their effective learning rate, not the logits
@@ -248,17 +248,20 @@ class MarginLoss(Loss):
             columns = self._columns(context)
             size = self._chunk_size(embeddings)
             classes = Chunks(self, columns, product, size) if size else Whole(self, columns, product)
-            target = self.target(self._target_cosine(embeddings, classes, columns, context), context)
+            cosine = self._target_cosine(embeddings, classes, columns, context)
+            target = self.target(cosine, context)
             scale = self.row_scale(context)
             found = classes.others(embeddings, target, scale, context)
             over_shards = sum_over_shards if self.combine == "sum" else logsumexp_over_shards
             loss = self.reduction(over_shards(found.total), scale * target, context)
-            logs = {"accuracy": _accuracy(found)}
+            right = sum_over_shards((found.own > max_over_shards(found.best)).to(found.best.dtype))
+            logs = {"accuracy": right.mean()}
             penalty = self.regulariser(context)
             if penalty is not None:
                 loss = loss + penalty
                 logs["regulariser"] = penalty.detach()
-        return LossOutput(loss, logs)
+        rows = {"norm": context.norms.detach(), "right": right > 0}
+        return LossOutput(loss, logs, rows | {"cosine": cosine.detach()} if self.normalised else rows)
 
     def logits(self, embeddings: Tensor, labels: Tensor, step: int) -> Tensor:
         """The (B,C_rank) scaled logits after the margin, the target column included; B is the global batch.
@@ -355,9 +358,3 @@ def _product_format(embeddings: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device) and embeddings.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return widen(embeddings).dtype
-
-
-def _accuracy(found: Others) -> Tensor:
-    """(B,) own and best others of this rank → the share of the global batch that is right."""
-    right = found.own > max_over_shards(found.best)
-    return sum_over_shards(right.to(found.best.dtype)).mean()

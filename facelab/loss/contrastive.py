@@ -36,7 +36,7 @@ class Contrastive(Loss):
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:
         """(b,D) embeddings, (b,) int64 labels of this rank → the global batch's loss and nearest-neighbour accuracy."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            units, labels = global_batch(embeddings, labels, self.even)
+            units, norms, labels = global_batch(embeddings, labels, self.even)
             distance = distances(units)
             positive, negative = same_person(labels)
             near, far = distance[positive], F.relu(self.margin - distance[negative])
@@ -44,4 +44,4 @@ class Contrastive(Loss):
                 near, far = near**2 / 2, far**2 / 2
             # 0·Σ ties an empty set to the embeddings, and passes on what is no number.
             loss = mean_of_active(near) + mean_of_active(far) + 0 * units.sum()
-        return LossOutput(loss, {"accuracy": nearest_is_same(distance, positive)})
+        return LossOutput(loss, {"accuracy": nearest_is_same(distance, positive)}, {"norm": norms})

@@ -7,8 +7,8 @@ from facelab.loss.collective import gather_rows, row_counts
 from facelab.loss.columns import unit, widen
 
 
-def global_batch(embeddings: Tensor, labels: Tensor, even: bool) -> tuple[Tensor, Tensor]:
-    """(b,D) embeddings and (b,) labels of this rank → (B,D) on the unit sphere and (B,) of all ranks.
+def global_batch(embeddings: Tensor, labels: Tensor, even: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(b,D) embeddings and (b,) labels of this rank → (B,D) on the unit sphere, (B,) lengths and labels of all ranks.
 
     Half precision becomes float32. An embedding of length 0 stays 0, without a gradient. `even`: see Loss.
 
@@ -23,7 +23,8 @@ def global_batch(embeddings: Tensor, labels: Tensor, even: bool) -> tuple[Tensor
         raise ValueError(f"labels of type {labels.dtype}: class numbers must be torch.int64, convert with .long()")
     counts = row_counts(labels, even)
     embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
-    return unit(embeddings, torch.linalg.vector_norm(embeddings, dim=1)), labels
+    norms = torch.linalg.vector_norm(embeddings, dim=1)
+    return unit(embeddings, norms), norms.detach(), labels
 
 
 def distances(embeddings: Tensor) -> Tensor:

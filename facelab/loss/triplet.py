@@ -45,14 +45,14 @@ class Triplet(Loss):
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:
         """(b,D) embeddings, (b,) int64 labels of this rank → the global batch's loss and nearest-neighbour accuracy."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            units, labels = global_batch(embeddings, labels, self.even)
+            units, norms, labels = global_batch(embeddings, labels, self.even)
             distance = distances(units)
             positive, negative = same_person(labels)
             delta = distance**2 if self.squared else distance
             terms = _MINING[self.mining](delta, positive, negative, self.margin)
             # 0·Σ ties an empty set to the embeddings, and passes on what is no number.
             loss = mean_of_active(terms) + 0 * units.sum()
-        return LossOutput(loss, {"accuracy": nearest_is_same(distance, positive)})
+        return LossOutput(loss, {"accuracy": nearest_is_same(distance, positive)}, {"norm": norms})
 
 
 # (B,B) δ, positive and negative pairs, α → the terms of the mined triplets, in any shape. The triplets are laid out as

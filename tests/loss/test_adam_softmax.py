@@ -53,7 +53,7 @@ def test_the_regulariser_raises_every_margin_alike():
     gradients = []
     for strength in (0.0, 70.0):
         loss = with_centres(adam(lambda_margin=strength), weight)
-        value, logs = loss(embeddings, labels, 0)
+        value, logs, _ = loss(embeddings, labels, 0)
         value.backward()
         gradients.append(loss.margins.grad)
         assert logs["regulariser"].item() == pytest.approx(-strength * loss.margins.mean().item())

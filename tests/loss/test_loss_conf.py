@@ -23,7 +23,7 @@ def test_every_loss_builds_and_descends(path):
     embeddings, labels = torch.randn(10, 8, requires_grad=True), torch.arange(10) % 5
     values = []
     for step in range(3):
-        value, logs = loss(embeddings, labels, step)
+        value, logs, _ = loss(embeddings, labels, step)
         (gradient,) = torch.autograd.grad(value, embeddings)
         embeddings = (embeddings - 0.1 * gradient).detach().requires_grad_()
         values.append(value.item())

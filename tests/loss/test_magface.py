@@ -51,7 +51,7 @@ def test_the_regulariser_lengthens_embeddings():
     lengths = torch.linspace(5, 130, len(embeddings), dtype=torch.float64)
     leaf = (torch.nn.functional.normalize(embeddings) * lengths[:, None]).requires_grad_()
     loss = with_centres(magface(margin_low=0.5, margin_high=0.5), weight)
-    value, logs = loss(leaf, labels, 0)
+    value, logs, _ = loss(leaf, labels, 0)
     value.backward()
     clamped = np.clip(lengths.numpy(), 10, 110)
     assert logs["regulariser"].item() == pytest.approx(35 * (clamped / 12100 + 1 / clamped).mean())

@@ -8,7 +8,7 @@ import torch
 from reference import B, C, D, check_edges, sample, with_centres
 
 from facelab.loss.arcface import ArcFace
-from facelab.loss.classifier import MarginLoss
+from facelab.loss.classifier import ClassifierOptions, MarginLoss
 from facelab.loss.cosface import CosFace
 from facelab.loss.softmax import Softmax
 
@@ -225,7 +225,7 @@ def test_autocast_stays_close(build):
     for enabled in (False, True):
         loss, leaf = with_centres(build(D, C), weight), embeddings.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            value, logs = loss(leaf, labels, 0)
+            value, logs, _ = loss(leaf, labels, 0)
             logits = loss.logits(leaf, labels, 0)
         value.backward()
         results.append((value, leaf.grad, logs["accuracy"], logits))
@@ -291,7 +291,7 @@ def test_margin_sees_norm_class_and_step_and_may_own_parameters():
         expected[rows, labels] = target
         expected = expected * norms[:, None]
         torch.testing.assert_close(loss.logits(embeddings, labels, step), expected, rtol=1e-6, atol=1e-6)
-        value, logs = loss(embeddings, labels, step)
+        value, logs, _ = loss(embeddings, labels, step)
         assert logs["regulariser"].item() == pytest.approx(-0.3)
         expected_loss = torch.nn.functional.cross_entropy(expected, labels) - 0.3
         torch.testing.assert_close(value, expected_loss, rtol=1e-6, atol=1e-6)
@@ -386,3 +386,25 @@ def test_gpu_agrees_and_shows_a_late_wrong_label():
         assert loss(embeddings.cuda(), labels.cuda() + C, 0).loss.isnan()
         with pytest.raises(ValueError, match="label"):
             with_centres(build(D, C), weight).cuda()(embeddings.cuda(), labels.cuda() + C, 0)
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.parametrize("build", ALL)
+def test_rows_tell_of_each_image(build, chunk):
+    embeddings, weight, labels = sample()
+    loss = with_centres(build(D, C), weight)
+    loss.configure(ClassifierOptions(chunk, 1.0, None))
+    _, logs, rows = loss(embeddings.requires_grad_(), labels, 0)
+    norms = embeddings.norm(dim=1)
+    assert torch.equal(rows["norm"], norms)
+    assert not rows["norm"].requires_grad
+    similarity = (
+        embeddings @ weight.T if build is Softmax else (embeddings @ weight.T) / norms[:, None] / weight.norm(dim=1)
+    )
+    assert torch.equal(rows["right"], similarity.argmax(dim=1) == labels)
+    assert rows["right"].double().mean() == logs["accuracy"]
+    if build is Softmax:
+        assert "cosine" not in rows
+    else:
+        torch.testing.assert_close(rows["cosine"], similarity[torch.arange(B), labels].detach())
+        assert not rows["cosine"].requires_grad

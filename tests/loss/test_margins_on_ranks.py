@@ -63,7 +63,7 @@ def train(build, rank, world, chunk):
     for step in range(STEPS):
         images, labels, _ = whole_batch(step)
         optimizer.zero_grad()
-        value, logs = loss(backbone(images[mine]), labels[mine], step)
+        value, logs, _ = loss(backbone(images[mine]), labels[mine], step)
         value.backward()
         if world > 1:
             for parameter in (*backbone.parameters(), *replicated):  # as DDP does

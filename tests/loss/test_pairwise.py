@@ -114,7 +114,7 @@ def test_an_empty_set_gives_zero_and_zero_gradients(build, case):
         "one row": (torch.eye(1, D), torch.tensor([4])),
     }[case]
     embeddings.requires_grad_()
-    value, logs = build()(embeddings, labels, 0)
+    value, logs, _ = build()(embeddings, labels, 0)
     value.backward()
     assert value.item() == 0
     assert torch.equal(embeddings.grad, torch.zeros_like(embeddings))
@@ -130,7 +130,7 @@ def test_finite_at_the_edges(build, dtype):
     embeddings[2], embeddings[3] = 0, 0
     embeddings[5] = 30000
     embeddings = embeddings.to(dtype).requires_grad_()
-    value, logs = build()(embeddings, labels, 0)
+    value, logs, _ = build()(embeddings, labels, 0)
     value.backward()
     assert value.dtype == torch.float32
     assert value.isfinite()
@@ -176,7 +176,7 @@ def test_descending_tells_persons_apart(build):
     accuracies = []
     for step in range(60):
         optimizer.zero_grad()
-        value, logs = loss(moved, labels, step)
+        value, logs, _ = loss(moved, labels, step)
         value.backward()
         optimizer.step()
         accuracies.append(logs["accuracy"].item())

@@ -87,7 +87,7 @@ def test_a_step_is_that_of_the_sampled_classes(name, chunk):
     results = []
     for each, own in ((loss, labels), (small, torch.searchsorted(rows, labels))):
         leaf = images.clone().requires_grad_()
-        value, logs = each(leaf, own, 2)
+        value, logs, _ = each(leaf, own, 2)
         value.backward()
         results.append((value.detach(), logs["accuracy"], leaf.grad))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
@@ -146,7 +146,7 @@ def test_ordinary_gradients_are_left_to_torch(recipe):
         loss = made(LOSSES["cosface"], 1.0)
         optimizer = RECIPES[recipe]().build(loss)
         if not own:
-            optimizer.__class__ = type(optimizer).__mro__[1]
+            optimizer.__class__ = next(base for base in type(optimizer).__mro__ if base.__module__.startswith("torch"))
         for step in range(STEPS):
             optimizer.zero_grad()
             loss(*batch(step), step).loss.backward()

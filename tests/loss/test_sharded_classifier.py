@@ -72,7 +72,7 @@ def compute(build, rank, sizes, chunk, ddp):
     images, labels = images.split(sizes)[rank], labels.split(sizes)[rank]
 
     embeddings = images.clone().requires_grad_()
-    value, logs = loss(embeddings, labels, STEP)
+    value, logs, _ = loss(embeddings, labels, STEP)
     value.backward()
     result = {
         "loss": value.detach(),
