@@ -112,7 +112,7 @@ def test_each_class_has_an_optimizer_of_its_own(recipe):
     optimizer = RECIPES[recipe]().build(loss)
     centres = nn.ParameterList(nn.Parameter(row[None].clone()) for row in loss.classifier.weight.detach())
     others = RECIPES[recipe]().build(centres)
-    others.__class__ = type(others).__mro__[1]  # torch's own
+    others.__class__ = next(base for base in type(others).__mro__ if base.__module__.startswith("torch"))  # torch's own
     moved = torch.zeros(C, dtype=torch.int64)
     for step in range(STEPS):
         images, labels = batch(step)
