@@ -11,9 +11,11 @@ import json
 import logging
 import os
 import pickle
+import socket
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -26,6 +28,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from facelab import train
 from facelab.training import checkpoint
+from facelab.training import logging as logging_room
 
 SIZE = 32
 SMALL = [
@@ -354,11 +357,11 @@ def test_no_disk_left(typed, faces, monkeypatch):
 
 
 def test_wandb_that_cannot_be_reached(typed, faces, monkeypatch):
-    def unreachable(**options):
-        raise wandb.errors.CommError("Run initialization has timed out after 90.0 sec.")
-
-    monkeypatch.setattr(wandb, "init", unreachable)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(base_url=url)))
+    monkeypatch.setattr(logging_room, "getproxies", dict)
     line = typed.told("data=folder", f"data.root={faces}", "logger=wandb", "logger.mode=online")
-    assert line.startswith("W&B cannot be started (Run initialization has timed out")
+    assert line.startswith("W&B cannot be reached (127.0.0.1: Connection refused)")
     assert line.endswith("set logger.mode=offline and sync later, or logger=csv for metrics.csv alone")
     assert not typed.run.exists()

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from facelab.training.preemption import Interrupted
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 10  # seconds for W&B's server to take a connection; W&B itself waits for minutes
 
 
 def wandb_id(group: str, job: str) -> str:
@@ -37,7 +41,7 @@ def wandb_logger(
     Args:
         project: W&B project.
         entity: user or team; None is the key's own.
-        mode: auto (online with a key, offline without), online, offline or disabled.
+        mode: auto (online with a key and a server that answers, else offline), online, offline or disabled.
         run: the run directory; W&B writes into its folder wandb/.
         config: the resolved configuration.
         group: the sweep's or experiment's name.
@@ -46,7 +50,7 @@ def wandb_logger(
         tags: words to filter by.
 
     Raises:
-        ValueError: where `mode` is none of these, or W&B cannot be started.
+        ValueError: where `mode` is none of these, its server does not answer to `online`, or W&B cannot be started.
     """
     known = ("auto", "online", "offline", "disabled")
     if mode not in known:
@@ -54,8 +58,18 @@ def wandb_logger(
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
+    asked = mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    unreachable = _why_unreachable() if mode == "online" else None
+    if unreachable is not None:
+        if asked == "online":
+            raise ValueError(
+                f"W&B cannot be reached ({unreachable}): set logger.mode=offline and sync later, or logger=csv for "
+                "metrics.csv alone"
+            )
+        log.warning("W&B cannot be reached (%s): this run is offline, `wandb sync` sends it later", unreachable)
+        mode = "offline"
     logger = WandbLogger(
         project=project,
         entity=entity,
@@ -93,6 +107,21 @@ def _has_key() -> bool:
     except (OSError, NetrcParseError):
         return False
     return known.authenticators(urlsplit(settings.base_url).hostname or "") is not None
+
+
+def _why_unreachable() -> str | None:
+    """Why W&B's server takes no connection; None where it does, or where a proxy stands between."""
+    import wandb
+
+    server = urlsplit(wandb.setup().settings.base_url)
+    if server.hostname is None or getproxies().get(server.scheme):
+        return None
+    port = server.port or (80 if server.scheme == "http" else 443)
+    try:
+        socket.create_connection((server.hostname, port), timeout=PATIENCE).close()
+    except OSError as error:
+        return f"{server.hostname}: {error.strerror or error}"
+    return None
 
 
 def no_logger(**_: Any) -> None:

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import socket
 from types import SimpleNamespace
 
 import pytest
 import wandb
 
+from facelab.training import logging as logging_room
 from facelab.training.logging import Copy, _has_key, wandb_logger
 from facelab.training.preemption import Interrupted
 
@@ -84,10 +86,60 @@ def test_a_key_is_found_wherever_it_lies(monkeypatch, tmp_path, settings):
     assert _has_key()
 
 
-def test_a_wandb_that_cannot_start_ends_in_one_line(monkeypatch, tmp_path):
-    def fail(**options):
+@pytest.fixture
+def server(monkeypatch):
+    """A socket of this machine, at which W&B is told to be; closed, nobody answers there."""
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        url = f"http://127.0.0.1:{opened.getsockname()[1]}"
+        monkeypatch.setattr(
+            wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(base_url=url, api_key="k"))
+        )
+        monkeypatch.setattr(logging_room, "getproxies", dict)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        yield opened
+
+
+def modes(monkeypatch):
+    """The modes in which W&B is started from now on; it does not start."""
+    seen = []
+
+    def start(settings, **options):
+        seen.append(settings.mode)
         raise wandb.errors.CommError("no answer")
 
-    monkeypatch.setattr(wandb, "init", fail)
+    monkeypatch.setattr(wandb, "init", start)
+    return seen
+
+
+def started(mode, folder):
+    return wandb_logger("p", None, mode, folder, {}, "group", "job", "train", [])
+
+
+def test_a_wandb_that_cannot_start_ends_in_one_line(monkeypatch, tmp_path, server):
+    seen = modes(monkeypatch)
     with pytest.raises(ValueError, match=r"W&B cannot be started \(no answer\): set logger\.mode=offline"):
-        wandb_logger("p", None, "online", tmp_path, {}, "group", "job", "train", [])
+        started("online", tmp_path)
+    assert seen == ["online"]
+
+
+def test_a_server_that_is_not_there_is_found_out_at_once(monkeypatch, tmp_path, server, caplog):
+    seen = modes(monkeypatch)
+    server.close()
+    with pytest.raises(
+        ValueError, match=r"W&B cannot be reached \(127\.0\.0\.1: Connection refused\): set logger\.mode"
+    ):
+        started("online", tmp_path)
+    assert seen == []
+    with pytest.raises(ValueError, match="cannot be started"):  # by our `start`, which never does
+        started("auto", tmp_path)
+    assert seen == ["offline"]
+    assert "this run is offline" in caplog.text
+
+
+def test_behind_a_proxy_w_and_b_asks_for_itself(monkeypatch, tmp_path, server):
+    seen = modes(monkeypatch)
+    server.close()
+    monkeypatch.setattr(logging_room, "getproxies", lambda: {"http": "http://proxy"})
+    with pytest.raises(ValueError, match="cannot be started"):
+        started("auto", tmp_path)
+    assert seen == ["online"]
