@@ -1,10 +1,11 @@
 """All tests on every Python there is, with the newest and the lowest versions that pyproject.toml permits.
 
-    python tests/versions.py [--only 3.10-lowest] … [--keep] [arguments of pytest]
+    python tests/versions.py [--only 3.10-lowest] … [--keep] [--jobs 2] [arguments of pytest]
 
-Each combination gets an environment of its own in .versions/ (up to 7 GB, removed when its tests have passed) and its
-tests run alone, one after another: an hour or more in all. Ends with a table, and with 1 where a combination failed. A
-Python that is not installed is named and passed over.
+Each combination gets an environment of its own in .versions/ (up to 7 GB, removed when its tests have passed; kept
+environments are used again while pyproject.toml stays as it is). One is tested after another, or as many at a time as
+--jobs says: an hour or more in all. Ends with a table, and with 1 where a combination failed. A Python that is not
+installed is named and passed over.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -55,13 +57,16 @@ def attempt(combination: str, arguments: list[str], keep: bool) -> list[str]:
     if found is None:
         return [combination, *("" for _ in SHOWN), "no such Python here"]
     own = str(place / "bin" / "python")
-    constraints = PLACE / f"{combination}.txt"
+    constraints, made = PLACE / f"{combination}.txt", place / "made_for.toml"
     constraints.write_text("".join(f"{line}\n" for line in lowest()) if which == "lowest" else "")
     install = [own, "-m", "pip", "install", "--quiet", "-c", str(constraints), "-e", ".[dev]"]
+    project = (ROOT / "pyproject.toml").read_text()
     with log.open("w") as file:
-        for step in ([found, "-m", "venv", "--clear", str(place)], install):
+        steps = ([found, "-m", "venv", "--clear", str(place)], install)
+        for step in () if made.is_file() and made.read_text() == project else steps:
             if subprocess.run(step, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode:
                 return [combination, *("" for _ in SHOWN), f"FAILED to install: {log.relative_to(ROOT)}"]
+        made.write_text(project)
         ask = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
         versions = subprocess.run([own, "-c", ask], check=True, **_quiet()).stdout.split()
         command = [own, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
@@ -81,13 +86,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=COMBINATIONS, help="may be given several times")
     parser.add_argument("--keep", action="store_true", help="keep the environments of those that pass, too")
+    parser.add_argument("--jobs", type=int, default=1, help="combinations tested at a time; a core for each")
     given, arguments = parser.parse_known_args()
     PLACE.mkdir(exist_ok=True)
-    rows = []
-    for combination in given.only or COMBINATIONS:
+
+    def timed(combination: str) -> list[str]:
+        """One combination, and its word as soon as there is one."""
         began = time.monotonic()
-        rows.append(attempt(combination, arguments, given.keep))
-        print(f"{combination}: {rows[-1][-1]} ({(time.monotonic() - began) / 60:.0f} minutes)", flush=True)
+        row = attempt(combination, arguments, given.keep)
+        print(f"{combination}: {row[-1]} ({(time.monotonic() - began) / 60:.0f} minutes)", flush=True)
+        return row
+
+    with ThreadPoolExecutor(given.jobs) as pool:
+        rows = list(pool.map(timed, given.only or COMBINATIONS))
     table = [["versions", *SHOWN, "tests"], ["---"] * (len(SHOWN) + 2), *rows]
     print("\n" + "\n".join(f"| {' | '.join(row)} |" for row in table))
     return int(any(row[-1].startswith("FAILED") for row in rows))
