@@ -1,13 +1,14 @@
-"""Two processes compute what one process computes: margins with statistics, own parameters and own reductions."""
+"""Some processes train as one does: margins with statistics, own parameters and own reductions; and pairs."""
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_ranks
 
 from facelab.loss.adaface import AdaFace
 from facelab.loss.adam_softmax import AdaMSoftmax
 from facelab.loss.classifier import ClassifierOptions
+from facelab.loss.combined import Combined
 from facelab.loss.contrastive import Contrastive
 from facelab.loss.curricularface import CurricularFace
 from facelab.loss.magface import MagFace
@@ -15,8 +16,9 @@ from facelab.loss.sphereface import SphereFace
 from facelab.loss.sphereface2 import SphereFace2
 from facelab.loss.triplet import Triplet
 
-B, D, C = 12, 8, 11
-WORLD = 2
+B, D, C = 12, 8, 11  # neither 2, 3 nor 4 divides C
+SIZES = {1: (B,), 2: (7, 5), 3: (3, 9, 0), 4: (1, 4, 5, 2)}  # rows of each rank, of so many ranks
+WORLDS = tuple(SIZES)
 STEPS = 3
 
 ANNEALED = {"lambda_base": 10.0, "lambda_gamma": 0.12, "lambda_power": 1.0, "lambda_min": 1.0}
@@ -28,6 +30,7 @@ LOSSES = {
     "adam_softmax": lambda: AdaMSoftmax(D, C, scale=30.0, margin_low=0.3, margin_high=0.4, lambda_margin=70.0),
     "sphereface2": lambda: SphereFace2(D, C, scale=40.0, margin=0.4, exponent=3.0, balance=0.7, gradient=True),
     "sphereface": lambda: SphereFace(D, C, scale="norm", margin=4.0, gradient=True, **ANNEALED),
+    "combined": lambda: Combined(D, C, scale=30.0, m1=1.2, m2=0.3, m3=0.1, gradient=True),
     "magface": lambda: MagFace(D, C, scale=30.0, easy_margin=False, **LENGTHS),
     "contrastive": lambda: Contrastive(D, C, margin=1.2, squared=True),
     "batch_all": lambda: Triplet(D, C, margin=0.4, mining="batch_all", squared=True),
@@ -58,7 +61,8 @@ def train(build, rank, world, chunk):
     torch.nn.init.zeros_(backbone.bias)
     replicated = [p for name, p in loss.named_parameters() if name not in loss.sharded_parameters()]
     optimizer = torch.optim.SGD([*backbone.parameters(), *loss.parameters()], lr=0.02, momentum=0.9)
-    mine = slice(0, B) if world == 1 else (slice(0, 7), slice(7, B))[rank]  # one rank has more rows
+    start = sum(SIZES[world][:rank])
+    mine = slice(start, start + SIZES[world][rank])
     values = []
     for step in range(STEPS):
         images, labels, _ = whole_batch(step)
@@ -83,39 +87,47 @@ def train(build, rank, world, chunk):
     }
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    try:
-        found = {(name, chunk): train(LOSSES[name], rank, WORLD, chunk) for name in LOSSES for chunk in CHUNKS}
-        torch.save(found, f"{folder}/{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+def job(rank, world, folder):
+    found = {(name, chunk): train(LOSSES[name], rank, world, chunk) for name in LOSSES for chunk in CHUNKS}
+    torch.save(found, folder / f"{world}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    on_ranks(WORLDS, job, folder)
+    return folder
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("name", LOSSES)
-def test_two_ranks_train_as_one(name, chunk, ranks):
-    expected, parts = train(LOSSES[name], 0, 1, None), [rank[name, chunk] for rank in ranks]
-    assert len(set(expected["values"][::2].tolist())) == STEPS + 1  # it moves
-    for part in parts:
-        for key in ("values", "backbone", "alike"):
-            torch.testing.assert_close(part[key], expected[key], rtol=1e-9, atol=1e-10)
-    for key, whole in expected["sharded"].items():
-        joined = torch.cat([part["sharded"][key] for part in parts])
-        torch.testing.assert_close(joined, whole, rtol=1e-9, atol=1e-10)
+def parts(folder, world):
+    return [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
 
 
-def test_what_the_margins_keep(ranks):
+@pytest.fixture(scope="module")
+def alone():
+    return {name: train(build, 0, 1, None) for name, build in LOSSES.items()}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_ranks_train_as_one(folder, alone, world):
+    ranks = parts(folder, world)
+    for name, chunk in ((name, chunk) for name in LOSSES for chunk in CHUNKS):
+        expected, found = alone[name], [rank[name, chunk] for rank in ranks]
+        assert len(set(expected["values"][::2].tolist())) == STEPS + 1  # it moves
+
+        def same(actual, wanted, about=f"{name}, chunk {chunk}: "):
+            torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-10, msg=lambda text: about + text)
+
+        for part in found:
+            for key in ("values", "backbone", "alike"):
+                same(part[key], expected[key])
+        for key, whole in expected["sharded"].items():
+            same(torch.cat([part["sharded"][key] for part in found]), whole)
+
+
+def test_what_the_margins_keep(folder):
     """Named here, so that a loss that stops keeping it does not pass unseen."""
+    ranks = parts(folder, 2)
     assert ranks[0]["adaface", 2]["alike"].keys() == {"mean_norm", "std_norm"}
     assert ranks[0]["curricularface", 2]["alike"].keys() == {"t"}
     assert ranks[0]["sphereface2", 2]["alike"].keys() == {"bias"}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_ranks
 from torch import nn
 
 from facelab.loss.adam_softmax import AdaMSoftmax
@@ -196,9 +196,6 @@ def train(run, rank, world, folder, resume=None):
     first = 0
     if resume is not None:
         first = checkpoint.load(folder / f"{run}-{resume}.ckpt", model, optimizer)["step"]
-    network = model.backbone
-    if world > 1:
-        network = nn.parallel.DistributedDataParallel(network)
     results = []
     for step in range(first, STEPS):
         if step == STEPS - 1 and resume is None:
@@ -206,10 +203,10 @@ def train(run, rank, world, folder, resume=None):
         images, labels = batch(step, 8 if run == "few" else C)
         mine = slice(rank * B // world, (rank + 1) * B // world)
         optimizer.zero_grad()
-        value = model.loss(network(images[mine]), labels[mine], step)
+        value = model.loss(model.backbone(images[mine]), labels[mine], step)
         value.loss.backward()
-        for name, parameter in model.loss.named_parameters():  # DDP's affair in a training
-            if world > 1 and f"loss.{name}" not in model.sharded:
+        for name, parameter in model.named_parameters():  # DDP's affair in a training
+            if world > 1 and name not in model.sharded:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world
         optimizer.step()
@@ -221,21 +218,12 @@ def train(run, rank, world, folder, resume=None):
     }
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    for world in WORLDS:
-        if rank < world:
-            meeting = f"file://{folder}/rendezvous{world}"
-            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-            try:
-                results = {run: train(run, rank, world, folder) for run in RUNS}
-                if world == 3:  # what one and two processes left
-                    for resume in (1, 2):
-                        results |= {(run, resume): train(run, rank, world, folder, resume) for run in RUNS}
-                torch.save(results, folder / f"{world}-{rank}.pt")
-                dist.barrier()
-            finally:
-                dist.destroy_process_group()
+def job(rank, world, folder):
+    results = {run: train(run, rank, world, folder) for run in RUNS}
+    if world == 3:  # what one and two processes left
+        for resume in (1, 2):
+            results |= {(run, resume): train(run, rank, world, folder, resume) for run in RUNS}
+    torch.save(results, folder / f"{world}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +231,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for run in RUNS:
         torch.save(train(run, 0, 1, folder), folder / f"1-{run}.pt")
-    mp.spawn(worker, args=(folder,), nprocs=max(WORLDS))
+    on_ranks(WORLDS, job, folder)
     return folder
 
 
