@@ -22,7 +22,8 @@ class AdaMSoftmax(MarginLoss):
     constant λ to the loss, so that it is never negative.
 
     The margins lie with their classes: each rank owns those of its centres, so that they cost C/W floats a rank, and
-    their gradients no communication. They have no weight decay, and where classes are sampled all of them move.
+    their gradients no communication. They are a parameter group of their own, without weight decay; where classes are
+    sampled all of them move.
 
     Args:
         embedding_size: D.
@@ -59,6 +60,7 @@ class AdaMSoftmax(MarginLoss):
         drawn.uniform_(margin_low, margin_high, generator=generator)
         mine = drawn[self.classifier.start : self.classifier.stop].clone()
         self.margins = torch.nn.Parameter(mine.to(self.classifier.weight.device))
+        self.register_state_dict_pre_hook(_keep_in_range)
 
     @property
     def without_decay(self) -> list[torch.nn.Parameter]:
@@ -71,8 +73,7 @@ class AdaMSoftmax(MarginLoss):
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         """Return cosθ_y − m_y."""
-        with torch.no_grad():
-            self.margins.clamp_(*_MARGIN_RANGE)  # the optimizer may have left the range
+        _keep_in_range(self)
         start, stop = self.classifier.start, self.classifier.stop
         here = (context.labels >= start) & (context.labels < stop)
         own = self.margins[torch.where(here, context.labels - start, 0)]
@@ -81,3 +82,9 @@ class AdaMSoftmax(MarginLoss):
     def regulariser(self, context: Context) -> Tensor:
         """Return −λ·mean(m), over the classes of all ranks."""
         return -self.lambda_margin * sum_over_shards(self.margins.sum()) / self.classifier.num_classes
+
+
+@torch.no_grad()
+def _keep_in_range(loss: AdaMSoftmax, *_: object) -> None:
+    """Before margins are used or saved: the optimizer may have left the range."""
+    loss.margins.clamp_(*_MARGIN_RANGE)

@@ -72,7 +72,8 @@ class FaceData(pl.LightningDataModule):
         transforms: what processes do to each image before it goes to the device; None: threads load it as it is.
 
     Raises:
-        ValueError: where the batch is larger than the data, or too few identities can be held out.
+        ValueError: where the batch is larger than the data, the processes are more than the identities, or too few
+            identities can be held out.
         FileNotFoundError: where the benchmark's files are missing.
     """
 
@@ -116,6 +117,11 @@ class FaceData(pl.LightningDataModule):
             raise ValueError(
                 f"trainer.batch_size is {options.batch_size}, but only {len(self.subset)} images are there to train on"
                 ": give a smaller batch or more data"
+            )
+        if options.world > self.num_classes:
+            raise ValueError(
+                f"trainer.devices × trainer.num_nodes is {options.world}, but only {self.num_classes} identities are "
+                "there to train on, and each process holds the centres of some: give fewer processes or more data"
             )
         self.plan = Plan(len(self.subset), options.batch_size, self.seed)
         self.steps_per_epoch = self.plan.steps_per_epoch

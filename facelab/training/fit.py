@@ -113,7 +113,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     with torch.device("meta"):
         network = _backbone(config, meta)
         instantiate(config.head)
-        build_loss(config.loss, network.embedding_size, num_classes=2)
+        build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world))
     found = look_at_images(
         source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
     )

@@ -116,15 +116,20 @@ class Recipe(ABC):
         """The optimizer over the trainable parameters of `model`."""
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Two parameter groups, with and without weight decay.
+        """Up to three parameter groups: with weight decay, without it, and a loss's own parameters without it.
 
-        Parameters listed by a loss under `without_decay` (learnable margins) are exempt whatever their shape.
+        The last are those listed by a loss under `without_decay` (learnable margins), whatever their shape.
         """
-        exempt = {id(p) for m in model.modules() for p in getattr(m, "without_decay", ())}
+        listed = {id(p) for m in model.modules() for p in getattr(m, "without_decay", ())}
         trainable = [p for p in model.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if p.dim() > 1 and id(p) not in exempt]
-        free = [p for p in trainable if p.dim() <= 1 or id(p) in exempt]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        decayed = [p for p in trainable if p.dim() > 1 and id(p) not in listed]
+        free = [p for p in trainable if p.dim() <= 1 and id(p) not in listed]
+        own = [p for p in trainable if id(p) in listed]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+            {"params": own, "weight_decay": 0.0},
+        ]
         return [group for group in groups if group["params"]]
 
     def rate(self, step: int, steps: int, steps_per_epoch: int) -> float:

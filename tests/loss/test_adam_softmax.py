@@ -17,6 +17,8 @@ def test_golden():
     loss.margins.data = torch.from_numpy(golden.values["margins"])[0].clone()
     golden.compare(loss, constant=70.0)  # FaceX-Zoo adds λ, so that the loss is never negative
     close(loss.margins.grad, golden.values["grad_margins"][0])
+    _, logs, _ = loss(golden.embeddings, golden.labels, 0)
+    assert logs["regulariser"].item() + 70 == pytest.approx(golden.values["lm"].item(), rel=1e-12)
 
 
 def test_target_over_all_angles():
@@ -60,11 +62,19 @@ def test_the_regulariser_raises_every_margin_alike():
     torch.testing.assert_close(gradients[1] - gradients[0], torch.full((C,), -70 / C, dtype=torch.float64))
 
 
-def test_the_margins_have_no_weight_decay():
+def test_the_margins_are_a_group_of_their_own_without_weight_decay():
     loss = adam()
+    loss.slope = torch.nn.Parameter(torch.ones(3))
     optimizer = SGD(1.0, 0.0, False, 0.1, None, Poly(0, 1)).build(loss)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert decay == {id(loss.classifier.weight): 0.1, id(loss.margins): 0.0}
+    groups = [([id(p) for p in group["params"]], group["weight_decay"]) for group in optimizer.param_groups]
+    assert groups == [([id(loss.classifier.weight)], 0.1), ([id(loss.slope)], 0.0), ([id(loss.margins)], 0.0)]
+
+
+def test_what_is_saved_is_in_range():
+    """Also after the last step, behind which no call follows."""
+    loss = adam()
+    loss.margins.data[:2] = torch.tensor([-0.1, 1.1])
+    assert torch.nn.Sequential(loss).state_dict()["0.margins"][:2].tolist() == [0, 1]
 
 
 def test_the_first_margins_depend_on_the_seed_alone():

@@ -1,6 +1,7 @@
 """Every yaml of conf/loss builds, and its keys are exactly the constructor's."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,24 @@ def test_every_loss_builds_and_descends(path):
         values.append(value.item())
         assert not any(entry.requires_grad for entry in logs.values())
     assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
+def test_every_loss_tells_what_it_computes(path):
+    """Formula, source, every option, angles in degrees too; the usual range stands with the default, in the yaml."""
+    conf = OmegaConf.load(path)
+    about = get_class(conf._target_).__doc__
+    assert any(sign in about.split("Source:")[0] for sign in ("cos", "log", "max(")), "no formula"
+    source = about.split("Source:")[1].split("Args:")[0]
+    assert "arXiv:" in source or "CVPR" in source
+    assert "equation" in source or path.stem in ("softmax", "norm_softmax")
+    for option in set(conf) - {"_target_"}:
+        assert re.search(rf"^ +(\w+, )*{option}(, \w+)*: ", about.split("Args:")[1], re.MULTILINE), option
+    assert ("radian" in about) == ("°" in about or path.stem == "contrastive") or path.stem == "contrastive"
+    for line in path.read_text().splitlines():
+        name, _, comment = line.partition("#")
+        if re.match(r"\w+: +[0-9.]+ ", name):
+            assert re.search(r"[0-9]…[0-9]|at least [0-9]|the paper's [0-9]|the authors' [0-9]|FaceX", comment), line
 
 
 def test_there_are_losses():

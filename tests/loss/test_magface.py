@@ -15,7 +15,10 @@ def magface(d=D, c=C, **options):
 
 @pytest.mark.parametrize("easy", [True, False])
 def test_golden(easy):
-    Golden(f"magface_{'easy' if easy else 'hard'}_lg35").compare(magface(512, 20, easy_margin=easy))
+    golden = Golden(f"magface_{'easy' if easy else 'hard'}_lg35")
+    loss = golden.compare(magface(512, 20, easy_margin=easy))
+    _, logs, _ = loss(golden.embeddings, golden.labels, 0)
+    assert logs["regulariser"].item() == pytest.approx(35 * golden.values["loss_g"].item(), rel=1e-12)
 
 
 def test_golden_margins():

@@ -70,6 +70,18 @@ def test_golden(name, build):
         np.testing.assert_allclose(gradient, stored, rtol=1e-6, atol=1e-7 * abs(stored).max())
 
 
+def test_every_golden_number_has_its_test():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    names = {key.split("/")[0] for key in np.load(GOLDEN).files} - {"input"}
+    assert len(names) == 21
+    assert [name for name in sorted(names) if not _named(name, tests)] == []
+
+
+def _named(name, tests):
+    magface = name.startswith("magface_")  # whose name is put together
+    return f'"{name}"' in tests or (magface and "magface_{'easy' if easy else 'hard'}_lg35" in tests)
+
+
 def test_true_and_straight_through_gradients_differ():
     embeddings, weight, labels = sample()
     gradients = []
@@ -203,6 +215,14 @@ def test_larger_margin_never_lowers_the_loss(build):
             assert (rows >= previous).all()
             assert (rows > previous).any()
         previous = rows
+
+
+def test_nothing_caps_the_loss():
+    """A probability that is clamped at 1e-30 does, at 69.08."""
+    embeddings, weight, labels = facing([-1.0])
+    embeddings[0, 2] = 1.0  # and at 45° to the other class
+    loss = with_centres(norm_softmax(D, 2), weight)(embeddings, labels, 0).loss
+    assert loss.item() == pytest.approx(64 * 2**0.5, rel=1e-12)
 
 
 def test_a_nearly_perfect_row_keeps_its_gradient_in_float32():

@@ -110,9 +110,7 @@ def job(rank, world, folder):
     }
     mine = torch.full((UNEVEN[world][rank], 2), rank)
     results["gathered"] = (row_counts(mine), gather_rows(mine))
-    results["centres"] = {
-        classes: (part.start, part.stop, part.weight.detach()) for classes, part in centres().items()
-    }
+    results["centres"] = {classes: (part.start, part.stop, part.weight.detach()) for classes, part in centres().items()}
     early = torch.load(folder / "early.pt", weights_only=False)
     for name, call in {
         "early": lambda: early(torch.ones(1, D), torch.tensor([0]), 0),

@@ -229,6 +229,13 @@ def test_signal_in_a_validation_loses_no_step(learned, tmp_path, monkeypatch):
     ]
 
 
+def test_fewer_identities_than_processes_are_refused_before_there_is_a_run(tmp_path):
+    many = ("trainer.devices=16", "trainer.accelerator=cpu", "trainer.accumulate=1", "data.identities=24")
+    with pytest.raises(ValueError, match=r"num_nodes is 16, but only 14 identities .* fewer processes"):
+        run(tmp_path / "run", *many)
+    assert not (tmp_path / "run").exists()
+
+
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     original = FaceModule.forward
 

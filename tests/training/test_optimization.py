@@ -154,7 +154,7 @@ def names(model, parameters):
 @pytest.mark.parametrize("recipe", [sgd(), adamw()])
 def test_vectors_scalars_and_margins_do_not_decay(recipe):
     model = Model()
-    decayed, free = recipe.build(model).param_groups
+    decayed, free, own = recipe.build(model).param_groups
     assert names(model, decayed["params"]) == {"conv.weight", "loss.classifier.weight"}
     assert names(model, free["params"]) == {
         "conv.bias",
@@ -163,9 +163,9 @@ def test_vectors_scalars_and_margins_do_not_decay(recipe):
         "slope.weight",
         "fixed.bias",
         "loss.temperature",
-        "loss.margins",
     }
-    assert (decayed["weight_decay"], free["weight_decay"]) == (recipe.weight_decay, 0.0)
+    assert names(model, own["params"]) == {"loss.margins"}
+    assert [group["weight_decay"] for group in (decayed, free, own)] == [recipe.weight_decay, 0.0, 0.0]
     assert decayed["lr"] == recipe.lr
 
 

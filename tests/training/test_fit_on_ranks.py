@@ -1,0 +1,144 @@
+"""Whole runs through Lightning: stopped on two ranks they go on with one and with three, to the same next steps."""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from killing import compose
+from ranks import on_ranks
+from safetensors import safe_open
+from torch import nn
+
+from facelab.training import fit
+from facelab.training.module import FaceModule
+
+STOP, STEPS, CLIP = 2, 4, 0.5
+RUNS = {
+    "margins": ("loss=adam_softmax", "loss.scale=16", "loss.classifier.sample_rate=0.5"),
+    "buffer": ("loss=curricularface", "loss.scale=16", "loss.t_alpha=0.3"),
+}
+COMMON = (
+    "trainer.batch_size=12",  # which one, two and three ranks can share
+    "trainer.accumulate=1",
+    "trainer.precision=fp32",
+    "trainer.accelerator=cpu",
+    "trainer.validate_every=100",
+    f"trainer.max_steps={STEPS}",
+    f"trainer.save_every_steps={STOP}",
+    "trainer.log_every=1",
+    "backbone.dropout=0",  # a function of the rank
+    f"optimizer.clip_norm={CLIP}",
+    "data.identities=22",
+)
+
+
+class Stopped(Exception):
+    """Power failure on all ranks at once."""
+
+
+def run(where: Path, name: str, world: int, stop: int = STEPS) -> None:
+    """One start, up to a step, or up to its report; with batch norms that know nothing of the batch.
+
+    Each rank would have statistics of its own.
+    """
+    config, plain = compose(*COMMON, *RUNS[name], f"trainer.devices={world}")
+    with pytest.MonkeyPatch.context() as patch:
+        configure, step = FaceModule.configure_model, FaceModule.training_step
+
+        def frozen(self):
+            configure(self)
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(False)
+                    module.train = lambda mode=True, module=module: module
+
+        def stopping(self, batch, number):
+            if self.progress.step == stop:
+                raise Stopped
+            step(self, batch, number)
+
+        def reporting(self, batch, number):
+            raise Stopped
+
+        patch.setattr(FaceModule, "configure_model", frozen)
+        patch.setattr(FaceModule, "_calibrate", lambda self: None)
+        patch.setattr(FaceModule, "training_step", stopping)
+        patch.setattr(FaceModule, "test_step", reporting)
+        with pytest.raises(Stopped):
+            fit.train(config, plain, where, one_process=False)
+
+
+def job(rank, world, folder):
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    launched |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": 0}  # as torchrun says it
+    before = dict(os.environ)
+    os.environ.update({key: str(value) for key, value in launched.items()})
+    try:
+        for name in RUNS:
+            if world == 2:
+                run(folder / name / "2", name, world, STOP)
+                if rank == 0:
+                    for other in ("1", "3"):
+                        shutil.copytree(folder / name / "2", folder / name / other)
+                dist.barrier()
+            else:
+                run(folder / name / "3", name, world)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    on_ranks((2, 3), job, folder)
+    for name in RUNS:
+        run(folder / name / "1", name, 1)
+        run(folder / name / "alone", name, 1)
+    return folder
+
+
+def tensors(where: Path) -> dict[str, np.ndarray]:
+    """What last.ckpt holds of all ranks, as one process would have written it."""
+    found: dict[str, list[np.ndarray]] = {}
+    for path in sorted((where / "checkpoints").glob("last.ckpt*")):
+        with safe_open(path, "np") as file:
+            for key in list(file.keys()):
+                found.setdefault(key, []).append(file.get_tensor(key))
+    return {key: parts[0] if len(parts) == 1 else np.concatenate(parts) for key, parts in found.items()}
+
+
+def history(where: Path) -> list[dict[str, str]]:
+    with open(where / "metrics.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("name", RUNS)
+def test_stopped_on_two_ranks_it_goes_on_with_one_and_three(folder, name, world):
+    """What one process computed that never stopped: the steps on two ranks, and those after the checkpoint."""
+    alone, resumed = history(folder / name / "alone"), history(folder / name / str(world))
+    assert [int(row["step"]) for row in resumed] == [int(row["step"]) for row in alone] == [1, 2, 3, 4]
+    for expected, row in zip(alone, resumed, strict=True):
+        assert float(expected["train/grad_norm"]) > 1.1 * CLIP  # every step is clipped, by the norm over all ranks
+        for column in ("train/loss", "train/accuracy", "train/grad_norm"):
+            assert float(row[column]) == pytest.approx(float(expected[column]), rel=1e-4), (row["step"], column)
+    wanted, found = tensors(folder / name / "alone"), tensors(folder / name / str(world))
+    assert wanted.keys() == found.keys()
+    assert "optimizer.loss.classifier.weight.momentum_buffer" in wanted
+    assert ("model.loss.margins" if name == "margins" else "model.loss.t") in wanted
+    for key, value in wanted.items():
+        limit = 1e-4 * abs(value).max()
+        np.testing.assert_allclose(found[key], value, rtol=0, atol=limit, err_msg=key)
+
+
+def test_the_classes_are_shared_unevenly(folder):
+    classes = len(tensors(folder / "buffer" / "alone")["model.loss.classifier.weight"])
+    assert classes % 2
+    assert classes % 3
+    shards = {path.name.rsplit(".", 1)[0] for path in (folder / "buffer" / "3" / "checkpoints").glob("last*shard*")}
+    assert shards == {f"last.ckpt.shard-{rank}-of-3" for rank in range(3)}
