@@ -157,7 +157,7 @@ class FaceModule(pl.LightningModule):
         norm = self._clip()
         self._add("grad_norm", norm)
         self.watch.step(step, total, norm)
-        if self.device.type == "cpu":
+        if self.stops_at_once:
             self.watch.refuse(self.rate)
         optimizer.step()
         if self.average is not None:
@@ -165,6 +165,11 @@ class FaceModule(pl.LightningModule):
         self.progress.step += 1
         self.progress.images += len(batch.labels) * world
         self.progress.window["count"] = self.progress.window.get("count", 0) + 1
+
+    @property
+    def stops_at_once(self) -> bool:
+        """Whether each step is looked at before the weights move: where nothing has to be waited for."""
+        return self.device.type == "cpu"
 
     def _loss(self, images: Tensor, labels: Tensor, indices: Tensor, step: int) -> LossOutput:
         embeddings = self(normalise(images))
