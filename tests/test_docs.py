@@ -20,6 +20,7 @@ import hydra
 import numpy as np
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from test_cli import TINY
@@ -28,6 +29,7 @@ from facelab.benchmark.pair_files import read_bin
 from facelab.data.folder import FolderFaces
 from facelab.data.recordio import RecordIOFaces
 from facelab.data.synthetic import render
+from facelab.training.record import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -325,6 +327,30 @@ def test_alignment_as_printed_is_the_least_squares_similarity(scripts, monkeypat
     assert np.allclose(residual.sum(axis=0), 0)
     assert abs((residual * points).sum()) < 1e-8
     assert abs((residual * (points @ [[0, 1], [-1, 0]])).sum()) < 1e-8
+
+
+def test_a_combination_of_losses_runs_as_printed(tmp_path, monkeypatch, capsys):
+    page = PAGES["docs/losses.md"]
+    ((name, body),) = files(page).items()
+    (tmp_path / "mine" / "loss").mkdir(parents=True)
+    (tmp_path / "mine" / "loss" / Path(name).name).write_text(body)
+    (words,) = [words for words in commands(page) if f"loss={Path(name).stem}" in words]
+    few = ["trainer.max_steps=2", "trainer.log_every=1", "trainer.validate_every=9", "logger=csv", "job=mine"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(GlobalHydra.instance(), "hydra", None)  # another composer's
+    monkeypatch.setattr(sys, "argv", [*words, *TINY, *few, "--config-dir", "mine"])
+    importlib.import_module("facelab.train").main()
+    assert "1·cosface + 0.5·pairs" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "default" / "mine"
+    chosen = yaml.safe_load((folder / "config.yaml").read_text())["loss"]
+    assert chosen["parts"]["cosface"]["scale"] == 32
+    plain = yaml.safe_load((CONF / "loss" / "cosface.yaml").read_text())
+    assert chosen["parts"]["cosface"]["margin"] == plain["margin"]
+    rows = [row for row in read_history(folder / "metrics.csv") if row["train/loss"]]
+    for row in rows:
+        parts = float(row["train/loss/cosface"]) + 0.5 * float(row["train/loss/pairs"])
+        assert float(row["train/loss"]) == pytest.approx(parts, rel=1e-4)
+    assert len(rows) == 2
 
 
 def test_the_tours_comparison_prints_what_it_shows(tmp_path, monkeypatch, capsys):

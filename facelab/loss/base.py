@@ -20,6 +20,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 
+class NotFinite(ValueError):
+    """An embedding is NaN or infinite. All ranks raise it together, since all of them see the global batch."""
+
+
 class LossOutput(NamedTuple):
     """What a loss gives back; all but ``loss`` is detached, and all of it is of the global batch.
 
@@ -59,6 +63,28 @@ class Loss(nn.Module):
             step: number of the training step, counted from 0.
         """
         raise NotImplementedError
+
+
+def require_finite(embeddings: Tensor, norms: Tensor) -> None:
+    """Refuse embeddings that are NaN or infinite, by the first such row.
+
+    On a CPU alone: a GPU would have to be waited for at every step. There they make the loss NaN.
+
+    Args:
+        embeddings: (B,D) of the global batch.
+        norms: (B,) their lengths, which tell at less cost whether a closer look is needed.
+
+    Raises:
+        NotFinite: naming the row.
+    """
+    if not norms.is_cpu or bool(norms.isfinite().all()):
+        return
+    wrong = (~embeddings.isfinite()).any(dim=1).nonzero()[:, 0].tolist()
+    if wrong:  # else a length has overflowed, which is no fault of the numbers
+        raise NotFinite(
+            f"embeddings of {len(wrong)} of {len(embeddings)} rows are NaN or infinite, row {wrong[0]} first: look at "
+            "that image, or at the network before the loss (its rate, its number format)"
+        )
 
 
 def require_between(name: str, value: float, low: float, high: float) -> None:

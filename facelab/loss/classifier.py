@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facelab.loss.base import Loss, LossOutput, require_between
+from facelab.loss.base import Loss, LossOutput, require_between, require_finite
 from facelab.loss.chunked import Chunks
 from facelab.loss.collective import (
     enter_shards,
@@ -171,8 +171,9 @@ class MarginLoss(Loss):
 
     Raises:
         ValueError: an option is out of range; in the call: embeddings or labels have the wrong shape or type, a label
-            is not in 0…C−1 (on a GPU tested in the first call only, later such a label makes the loss NaN), or the
-            number of ranks changed since the loss was built.
+            is not in 0…C−1 (on a GPU tested in the first call only, later such a label makes the loss NaN), the
+            number of ranks changed since the loss was built, or (NotFinite, on a CPU; on a GPU the loss is NaN) an
+            embedding is NaN or infinite.
     """
 
     normalised = True  # False: the similarities are x·W, not cosines
@@ -290,6 +291,7 @@ class MarginLoss(Loss):
         counts = row_counts(labels, self.even)
         embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
         norms = torch.linalg.vector_norm(embeddings, dim=1)
+        require_finite(embeddings, norms)
         if self.normalised:
             embeddings = unit(embeddings, norms)
         return enter_shards(embeddings), Context(norms, labels, step, self.training)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from facelab.loss.base import require_finite
 from facelab.loss.collective import gather_rows, row_counts
 from facelab.loss.columns import unit, widen
 
@@ -13,7 +14,8 @@ def global_batch(embeddings: Tensor, labels: Tensor, even: bool) -> tuple[Tensor
     Half precision becomes float32. An embedding of length 0 stays 0, without a gradient. `even`: see Loss.
 
     Raises:
-        ValueError: embeddings or labels have the wrong shape or type.
+        ValueError: embeddings or labels have the wrong shape or type, or (NotFinite, on a CPU) an embedding is NaN or
+            infinite.
     """
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings of shape {tuple(embeddings.shape)}: one row for each image is needed, (B, D)")
@@ -24,6 +26,7 @@ def global_batch(embeddings: Tensor, labels: Tensor, even: bool) -> tuple[Tensor
     counts = row_counts(labels, even)
     embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
     norms = torch.linalg.vector_norm(embeddings, dim=1)
+    require_finite(embeddings, norms)
     return unit(embeddings, norms), norms.detach(), labels
 
 

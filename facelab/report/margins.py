@@ -61,6 +61,8 @@ def curves(folder: Path) -> list[Curve]:
     found: list[Curve] = []
     for path in sorted(folder.glob("*.yaml")):
         node = OmegaConf.load(path)
+        if "defaults" in node:  # made of other files, each of which is drawn by itself
+            continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             loss = instantiate(node, embedding_size=2, num_classes=2)

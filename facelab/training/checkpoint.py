@@ -118,7 +118,7 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer | None = None)
         FileNotFoundError: where the checkpoint or one of its shards is missing.
     """
     meta = read_meta(path)
-    stored = _Tensors([path, *(path.with_name(name) for name in meta["shards"])])
+    stored = Tensors([path, *(path.with_name(name) for name in meta["shards"])])
     state = model.state_dict()
     present = {key for key in stored.keys() if key.startswith("model.")}  # noqa: SIM118
     _compare_names(path, {f"model.{name}" for name in state}, present, "backbone, head and loss")
@@ -148,7 +148,7 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer | None = None)
 
 def has_average(path: Path) -> bool:
     """Whether a checkpoint holds averaged weights beside those in training, as last.ckpt does with trainer.ema."""
-    return any(key.startswith(AVERAGE) for key in _Tensors([path]).keys())  # noqa: SIM118
+    return any(key.startswith(AVERAGE) for key in Tensors([path]).keys())  # noqa: SIM118
 
 
 @torch.no_grad()
@@ -166,7 +166,7 @@ def load_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: boo
         FileNotFoundError: where the checkpoint is missing.
     """
     prefix = AVERAGE if averaged else "model."
-    stored = _Tensors([path])
+    stored = Tensors([path])
     for part, network in (("backbone", backbone), ("head", head)):
         state = {f"{prefix}{part}.{name}": target for name, target in network.state_dict().items()}
         present = {key for key in stored.keys() if key.startswith(f"{prefix}{part}.")}  # noqa: SIM118
@@ -193,8 +193,16 @@ def _fill(path: Path, name: str, target: Tensor, value: Tensor, what: str) -> No
     target.copy_(value)
 
 
-class _Tensors:
-    """Reads tensors out of the main file and the shards, by rows where a name is sharded."""
+class Tensors:
+    """Reads tensors out of the main file and the shards, by rows where a name is sharded.
+
+    Args:
+        paths: the main file, then its shards.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: one of them is damaged.
+    """
 
     def __init__(self, paths: list[Path]):
         for path in paths:
@@ -208,11 +216,16 @@ class _Tensors:
                 self.where.setdefault(key, []).append((start, file))
 
     def keys(self) -> list[str]:
+        """Names of all tensors."""
         return list(self.where)
 
     def rows(self, key: str) -> int:
         """Number of rows over all shards."""
         return sum(file.get_slice(key).get_shape()[0] for _, file in self.where[key])
+
+    def shape(self, key: str) -> list[int]:
+        """Of the tensor, or of its first shard."""
+        return self.where[key][0][1].get_slice(key).get_shape()
 
     def read(self, key: str, rows: tuple[int, int] | None) -> Tensor:
         """The tensor, or its rows start…stop of all shards' rows; scalars are not cut."""
@@ -266,7 +279,7 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _restore_optimizer(
-    stored: _Tensors, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Mapping[str, tuple[int, int]]
+    stored: Tensors, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Mapping[str, tuple[int, int]]
 ) -> None:
     parameters = dict(model.named_parameters())
     optimizer.state.clear()

@@ -20,15 +20,16 @@ from facelab.data.albumentation import Albumentations
 from facelab.data.inspect import Inspection
 from facelab.loss.base import Loss
 from facelab.report import run as report
-from facelab.training import checkpoint
+from facelab.training import centres, checkpoint
 from facelab.training.checkpoint import Progress
 from facelab.training.datamodule import FaceData
+from facelab.training.finite import Diverged
 from facelab.training.inspection import FILE, about_images, look_at_images, record_of_images
 from facelab.training.keeper import Keeper, Recorder
 from facelab.training.logging import Copy
 from facelab.training.module import FaceModule
 from facelab.training.network import about_input, build_backbone, convention
-from facelab.training.objective import build_loss
+from facelab.training.objective import about_loss, build_loss, class_weights
 from facelab.training.options import TrainerOptions, check_kinds
 from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.progress import Display, console, show_choices, show_result
@@ -113,17 +114,20 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     with torch.device("meta"):
         network = _backbone(config, meta)
         instantiate(config.head)
-        build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world))
+        loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
     found = look_at_images(
         source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
     )
     if not found.kept.all():
         data.divide(found.kept)
     data.look()
+    centres_of = class_weights(config.loss)
+    if centres_of is not None and meta is None:
+        centres.check(centres_of, loss, data.num_classes)
 
     def build() -> tuple[nn.Module, nn.Module, Loss]:
         backbone, head = _backbone(config, meta), instantiate(config.head)
-        loss = build_loss(config.loss, backbone.embedding_size, data.num_classes)
+        loss = build_loss(config.loss, backbone.embedding_size, data.num_classes, load=meta is None)
         return backbone, head, loss
 
     fresh = config.backbone.weights is None
@@ -171,6 +175,8 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
         copy.publish(metrics, picture)
         show_result(metrics, result.notes, str(directory.path))
         return metrics
+    except Diverged as error:
+        raise ValueError(f"{error}. {_way_on(run)}") from error
     except KeyboardInterrupt:  # before the signals are ours, or after
         if not (directory.path / "config.yaml").is_file():
             raise
@@ -191,6 +197,22 @@ def _fit(run: Run, trainer: pl.Trainer) -> None:
     if data.segments_left:
         trainer.fit_loop.max_epochs = data.segments_left
         trainer.fit(module, datamodule=data)
+
+
+def _way_on(run: Run) -> str:
+    """What to do when the numbers have run away."""
+    last = run.directory.last
+    if not run.directory.resumable:
+        return "Nothing was saved before: lower optimizer.lr, or lengthen optimizer.schedule.warmup_epochs"
+    keys = ["backbone.weights", *(["loss.classifier.weights"] if run.module.sharded else [])]
+    # Twice in quotes, for the shell and for Hydra: a job's name has commas and signs of equality.
+    weights = " ".join(f"\"{key}='{last}'\"" for key in keys)
+    return (
+        f"The last good checkpoint is {last}, of step {checkpoint.read_meta(last)['step']:,}; the same command goes on "
+        "from there, most likely to the same end. To go on otherwise (with a lower optimizer.lr, a longer "
+        "optimizer.schedule.warmup_epochs, a smaller optimizer.clip_norm or trainer.precision=fp32) is another run: "
+        f"add to the command that change and {weights} job=a_new_name"
+    )
 
 
 def _keeper(run: Run, stop: StopRequest) -> Keeper:
@@ -253,8 +275,7 @@ def _choices(run: Run) -> dict[str, str]:
         "backbone": f"{_kind(plain['backbone'])}, {count_parameters(network):,} parameters, "
         f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}"
         f"{about_input(network)}",
-        "loss": _kind(plain["loss"])
-        + "".join(f", {k} {v}" for k, v in plain["loss"].items() if k in ("scale", "margin")),
+        "loss": about_loss(plain["loss"]),
         "data": f"{_set(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
         **about_images(data.source, plain["data"]["known"], run.found),
         "held out": "nobody"
@@ -271,8 +292,13 @@ def _choices(run: Run) -> dict[str, str]:
 
 
 def _first_step(plain: Mapping[str, Any]) -> str:
-    weights = plain["backbone"]["weights"]
-    return "from the first step" + (f", with the weights of {weights}" if weights else "")
+    weights, classifier = plain["backbone"]["weights"], plain["loss"]["classifier"]
+    kept = "frozen class centres" if classifier["frozen"] else "class centres"
+    return (
+        "from the first step"
+        + (f", with the weights of {weights}" if weights else "")
+        + (f", with the {kept} of {classifier['weights']}" if classifier["weights"] else "")
+    )
 
 
 def _final(run: Run, step: int, result: Any) -> dict[str, float]:

@@ -48,9 +48,7 @@ class Recorder(pl.Callback):
         self._since = (time.perf_counter(), progress.images)
         row = {
             "lr": module.rate(progress.step - 1),
-            "train/loss": means["loss"],
-            "train/accuracy": means["accuracy"],
-            "train/grad_norm": means["grad_norm"],
+            **{f"train/{key}": mean for key, mean in means.items()},
             "images_per_s": (progress.images - images) / elapsed,
         }
         self._write(module, row)
@@ -146,6 +144,7 @@ class Keeper(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Chooses the best by accuracy, and of equals by area under the curve; then saves."""
+        module.refuse_bad_numbers(tensors=True)
         progress = module.progress
         metrics = module.result.metrics
         # Accuracy on a few thousand pairs comes in steps; the area orders what falls on the same step.
@@ -162,7 +161,8 @@ class Keeper(pl.Callback):
             self.save(trainer, module)
 
     def save(self, trainer: pl.Trainer, module: Any) -> None:
-        """Writes last.ckpt."""
+        """Writes last.ckpt, unless it would hold what is no number."""
+        module.refuse_bad_numbers(tensors=True)
         if self.resumed and not trainer.optimizers:
             # A validation made good before training goes on: the tensors of last.ckpt, momentum included, still hold.
             checkpoint.amend(self.run.last, self._describe(module))

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from facelab.data.augment import normalise
 from facelab.data.plan import step_seed
 from facelab.data.torch_loader import Batch
-from facelab.loss.base import Loss
+from facelab.loss.base import Loss, LossOutput, NotFinite
+from facelab.loss.classifier import ClassCentres
 from facelab.loss.collective import rank_and_world
 from facelab.training.averaging import Average
 from facelab.training.checkpoint import Progress
+from facelab.training.finite import Watch, refuse_weights
 from facelab.training.optimization import Recipe
 from facelab.training.strategy import clip_gradients, deal_in, exclude_from_ddp, no_sync, share_buffers
 
@@ -74,7 +76,8 @@ class FaceModule(pl.LightningModule):
         self.result: Any = None
         self._embedded: list[Tensor] = []
         self._last: Tensor | None = None
-        self._sums = {key: torch.zeros((), dtype=torch.float64) for key in ("loss", "accuracy", "grad_norm")}
+        self.watch = Watch(data.source)
+        self.unpack_window()
 
     def configure_model(self) -> None:
         """Builds the networks, with the same initial values on every rank and for every number of ranks."""
@@ -98,12 +101,18 @@ class FaceModule(pl.LightningModule):
     @property
     def shard_start(self) -> int:
         """First class of this rank's shard; 0 for a loss without one."""
-        return self.loss.classifier.start if self.sharded else 0  # type: ignore[union-attr,return-value]
+        return self._classes[0]
 
     @property
     def shard_stop(self) -> int:
         """One past the last class of this rank's shard; 0 for a loss without one."""
-        return self.loss.classifier.stop if self.sharded else 0  # type: ignore[union-attr,return-value]
+        return self._classes[1]
+
+    @property
+    def _classes(self) -> tuple[int, int]:
+        """This rank's; all classifiers of a loss share them alike."""
+        shards = (part for part in self.loss.modules() if isinstance(part, ClassCentres))
+        return next(((part.start, part.stop) for part in shards), (0, 0))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) in [−1,1] → (B,D) embeddings, not normalised."""
@@ -133,22 +142,57 @@ class FaceModule(pl.LightningModule):
             group["lr"] = self.rate(step)
         optimizer.zero_grad()
         images = self.augment(batch.images, batch.draws)
-        parts = list(zip(images.tensor_split(self.accumulate), batch.labels.tensor_split(self.accumulate), strict=True))
-        for number, (part, labels) in enumerate(parts, start=1):
+        total = torch.zeros((), device=self.device)
+        parts = [tensor.tensor_split(self.accumulate) for tensor in (images, batch.labels, batch.indices)]
+        for number, (part, labels, indices) in enumerate(zip(*parts, strict=True), start=1):
             share = len(labels) / len(batch.labels)
-            with nullcontext() if number == len(parts) else no_sync(self.trainer.strategy):
-                output = self.loss(self(normalise(part)), labels, step)
+            with nullcontext() if number == self.accumulate else no_sync(self.trainer.strategy):
+                output = self._loss(part, labels, indices, step)
                 self.manual_backward(output.loss * share)
             self._last = output.loss.detach()
+            total = total + self._last * share
             self._add("loss", self._last * share)
-            self._add("accuracy", output.logs["accuracy"] * share if "accuracy" in output.logs else None)
-        self._add("grad_norm", self._clip())
+            for key, value in output.logs.items():
+                self._add(key, value * share)
+        norm = self._clip()
+        self._add("grad_norm", norm)
+        self.watch.step(step, total, norm)
+        if self.stops_at_once:
+            self.watch.refuse(self.rate)
         optimizer.step()
         if self.average is not None:
             self.average.update(self.backbone, self.head, step)
         self.progress.step += 1
         self.progress.images += len(batch.labels) * world
         self.progress.window["count"] = self.progress.window.get("count", 0) + 1
+
+    @property
+    def stops_at_once(self) -> bool:
+        """Whether each step is looked at before the weights move: where nothing has to be waited for."""
+        return self.device.type == "cpu"
+
+    def _loss(self, images: Tensor, labels: Tensor, indices: Tensor, step: int) -> LossOutput:
+        embeddings = self(normalise(images))
+        self.watch.rows(embeddings, indices)
+        try:
+            return self.loss(embeddings, labels, step)
+        except NotFinite:
+            self.watch.refuse_now(step, self.rate)
+            raise
+
+    def refuse_bad_numbers(self, tensors: bool) -> None:
+        """Ends the run where a step was not finite; waits for the device. Called on all ranks.
+
+        Args:
+            tensors: whether to look at the weights themselves as well, which a finite step may have made overflow.
+
+        Raises:
+            Diverged: saying which step, and how it was.
+        """
+        self.watch.refuse(self.rate)
+        if tensors:
+            step = self.progress.step
+            refuse_weights(self, step, self.rate(max(step - 1, 0)))
 
     def _clip(self) -> Tensor:
         named = [(name, p) for name, p in self.named_parameters() if p.grad is not None]
@@ -157,9 +201,8 @@ class FaceModule(pl.LightningModule):
         others = [p for name, p in named if world == 1 or name not in self.sharded]
         return clip_gradients(others, shards, self.recipe.clip_norm)
 
-    def _add(self, key: str, value: Tensor | None) -> None:
-        if value is not None:
-            self._sums[key] = self._sums[key].to(value.device) + value.double()
+    def _add(self, key: str, value: Tensor) -> None:
+        self._sums[key] = self._sums[key].to(value.device) + value.double() if key in self._sums else value.double()
 
     def last_loss(self) -> float | None:
         """The loss of the latest step; reading it waits for the device."""
@@ -171,26 +214,20 @@ class FaceModule(pl.LightningModule):
 
     def unpack_window(self) -> None:
         """Takes them back from there."""
-        window = self.progress.window
-        self._sums = {key: torch.tensor(window.get(key, 0.0), dtype=torch.float64) for key in self._sums}
+        window = {"loss": 0.0, "accuracy": 0.0, "grad_norm": 0.0, **self.progress.window}
+        self._sums = {key: torch.tensor(window[key], dtype=torch.float64) for key in window if key != "count"}
 
     def take_window(self) -> dict[str, float]:
         """The means since the last log row, and a fresh start.
 
         Raises:
-            ValueError: where the loss is not finite any more.
+            Diverged: where a step since then was not finite.
         """
+        self.refuse_bad_numbers(tensors=False)
         count = max(self.progress.window.get("count", 0), 1)
         means = {key: float(value) / count for key, value in self._sums.items()}
         self.progress.window.clear()
         self.unpack_window()
-        step = self.progress.step
-        if not means["loss"] - means["loss"] == 0:
-            raise ValueError(
-                f"the loss is {means['loss']} by step {step} (learning rate {self.rate(step - 1):.2e}, gradient norm "
-                f"{means['grad_norm']:.3g}): lower optimizer.lr, lengthen the warm-up, or set trainer.precision=fp32; "
-                "the last checkpoint is from before"
-            )
         return means
 
     def on_validation_start(self) -> None:

@@ -132,6 +132,9 @@ def check_kinds(tree: Mapping[str, Any], prefix: str = "") -> None:
     kinds = _parameters(tree.get("_target_"))
     for name, value in tree.items():
         if isinstance(value, Mapping):
+            if get_origin(kinds.get(name)) is Mapping:
+                for key, item in value.items():
+                    check_kind(f"{prefix}{name}.{key}", item, get_args(kinds[name])[1])
             check_kinds(value, f"{prefix}{name}.")
         elif name in kinds:
             check_kind(f"{prefix}{name}", value, kinds[name])

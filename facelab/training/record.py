@@ -192,6 +192,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 class History:
     """metrics.csv: a row a log step and a row a validation, in order of steps, each flushed when written.
 
+    What a loss logs beside its accuracy (`train/…`) has columns of its own, from the first row on that has it.
+
     Args:
         path: the file.
         resumed_step: rows after this step belong to a future that will be trained again; they are dropped.
@@ -200,18 +202,27 @@ class History:
 
     def __init__(self, path: Path, resumed_step: int, validated_step: int):
         self.path = path
-        with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+        rows = read_history(path)
+        kept = [r for r in rows if int(r["step"]) <= (validated_step if r["val/accuracy"] else resumed_step)]
+        self._columns = [*COLUMNS, *(key for key in (rows[0] if rows else ()) if key not in COLUMNS)]
+        self._open(kept)
+
+    def _open(self, rows: list[dict[str, str]]) -> None:
+        with atomic(self.path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
-            for row in read_history(path):
-                if int(row["step"]) <= (validated_step if row["val/accuracy"] else resumed_step):
-                    writer.writerow(row)
-        self._file = open(path, "a", newline="")  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, COLUMNS, restval="", extrasaction="ignore")
+            writer.writerows(rows)
+        self._file = open(self.path, "a", newline="")  # noqa: SIM115
+        self._writer = csv.DictWriter(self._file, self._columns, restval="", extrasaction="ignore")
 
     def write(self, row: Mapping[str, float | int]) -> None:
         """Appends one row; cells that it lacks stay empty."""
         try:
+            new = [key for key in row if key.startswith("train/") and key not in self._columns]
+            if new:
+                self._columns += new
+                self._file.close()
+                self._open(read_history(self.path))
             self._writer.writerow(row)
             self._file.flush()
         except OSError as error:

@@ -3,14 +3,14 @@
 from itertools import pairwise
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from facelab.data.synthetic import SyntheticFaces
+from facelab.training.objective import build_loss
 
 CONF = sorted((Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
 PEOPLE, HELD_OUT, IMAGES, SIZE, EMBEDDING = 96, 24, 8, 32, 64
@@ -18,6 +18,7 @@ P, K, STEPS = 24, 4, 120  # a batch has K images of each of P persons, as the pa
 # A scale of 64 is made for ten thousand identities; fewer are told apart with less. Every other value is the yaml's.
 SCALE = 12.0
 OPTIONS = {"norm_softmax": {"scale": 8.0}, "sphereface": {}, "softmax": {}, "sphereface2": {"scale": 20.0}}
+OPTIONS["sum"] = {"parts": {"arcface": {"scale": SCALE}}}
 LEARNING_RATE = {"softmax": 0.2}  # its centres start short, and have to grow
 
 
@@ -74,9 +75,10 @@ def learning_curve(name, faces, seed=0):
     (images, labels), held_out = faces
     torch.manual_seed(seed)
     model = network()
-    conf = OmegaConf.load(next(path for path in CONF if path.stem == name))
-    conf.update(OPTIONS.get(name, {"scale": SCALE} if "scale" in conf else {}))
-    loss = instantiate(conf, embedding_size=EMBEDDING, num_classes=PEOPLE)
+    with hydra.initialize_config_dir(str(CONF[0].parents[1]), version_base="1.3"):
+        conf = hydra.compose("config", [f"loss={name}"]).loss
+    conf.merge_with(OPTIONS.get(name, {"scale": SCALE} if "scale" in conf else {}))
+    loss = build_loss(conf, EMBEDDING, PEOPLE)
     calibrate(model, images[:128])
     before = accuracy(model, *held_out)
     parameters = [*model.parameters(), *loss.parameters()]

@@ -4,10 +4,12 @@ import inspect
 import re
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
-from hydra.utils import get_class, instantiate
-from omegaconf import OmegaConf
+from hydra.utils import get_class
+
+from facelab.training.objective import COMMON, build_loss
 
 CONF = sorted((Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
 GIVEN = {"embedding_size", "num_classes"}  # by the training room
@@ -15,12 +17,13 @@ GIVEN = {"embedding_size", "num_classes"}  # by the training room
 
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
 def test_every_loss_builds_and_descends(path):
-    conf = OmegaConf.load(path)
+    with hydra.initialize_config_dir(str(path.parents[1]), version_base="1.3"):
+        conf = hydra.compose("config", [f"loss={path.stem}"]).loss
     parameters = inspect.signature(get_class(conf._target_)).parameters
-    assert set(conf) - {"_target_"} == set(parameters) - GIVEN
+    assert set(conf) - {"_target_", *COMMON} == set(parameters) - GIVEN
     assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values())
     torch.manual_seed(0)
-    loss = instantiate(conf, embedding_size=8, num_classes=5)
+    loss = build_loss(conf, embedding_size=8, num_classes=5)
     embeddings, labels = torch.randn(10, 8, requires_grad=True), torch.arange(10) % 5
     values = []
     for step in range(3):

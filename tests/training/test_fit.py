@@ -244,7 +244,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
         return embeddings * float("nan") if self.training and self.progress.step >= 4 else embeddings
 
     monkeypatch.setattr(FaceModule, "forward", broken)
-    with pytest.raises(ValueError, match=r"loss is nan by step 6 .*optimizer\.lr"):
+    with pytest.raises(ValueError, match=r"loss is nan in step 5 .*optimizer\.lr"):
         run(tmp_path / "run", *LEARNS)
 
 

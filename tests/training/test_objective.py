@@ -7,7 +7,7 @@ from torch import nn
 
 from facelab.loss.base import Loss
 from facelab.loss.classifier import ClassifierOptions, MarginLoss
-from facelab.training.objective import COMMON, build_loss
+from facelab.training.objective import COMMON, about_loss, build_loss
 
 COSFACE = {"_target_": "facelab.loss.cosface.CosFace", "scale": 30.0, "margin": 0.3}
 SOFTMAX = {"_target_": "facelab.loss.softmax.Softmax"}
@@ -59,6 +59,22 @@ def test_they_arrive_in_all_parts():
 def test_what_cannot_be_is_refused(loss, options, message):
     with pytest.raises(ValueError, match=message):
         build(loss, **options)
+
+
+def test_losses_within_a_loss_are_told_the_sizes_too():
+    inner = {"_target_": "facelab.loss.sum.Sum", "parts": {"softmax": SOFTMAX}, "weights": {"softmax": 2.0}}
+    node = {**inner, "parts": {"cosface": COSFACE, "inner": inner}, "weights": {"cosface": 1.0, "inner": 0.5}}
+    loss = build(node, chunk=3)
+    assert loss.sharded_parameters() == [
+        "parts.cosface.classifier.weight",
+        "parts.inner.parts.softmax.classifier.weight",
+    ]
+    for part in (loss.parts["cosface"], loss.parts["inner"].parts["softmax"]):
+        assert part.classifier.weight.shape == (6, 4)
+        assert part.options.chunk == 3
+    assert about_loss(node) == "1·cosface + 0.5·inner"
+    assert about_loss(COSFACE) == "CosFace, scale 30.0, margin 0.3"
+    assert "_partial_" not in COSFACE
 
 
 def test_losses_of_pairs_take_the_plain_options():

@@ -199,6 +199,7 @@ def test_an_evaluation_has_the_same_words(gpus, monkeypatch):
 
 
 LOSS = {"_target_": "facelab.loss.arcface.ArcFace", "scale": 64, "margin": 0.5}
+SUM = {"_target_": "facelab.loss.sum.Sum", "parts": {"a": LOSS}, "weights": {"a": 1}}
 NETWORK = {"_target_": "facelab.backbone.iresnet.IResNet", "layers": [1, 1, 1, 1], "embedding_size": 8}
 
 
@@ -211,6 +212,8 @@ NETWORK = {"_target_": "facelab.backbone.iresnet.IResNet", "layers": [1, 1, 1, 1
         ({**NETWORK, "layers": 4}, "group.layers is 4: give a value of type list of int"),
         ({**NETWORK, "layers": [1, "x"]}, "group.layers is [1, 'x']: give a value of type list of int"),
         ({**NETWORK, "embedding_size": 1.5}, "group.embedding_size is 1.5: give a value of type int"),
+        ({**SUM, "parts": {"a": {**LOSS, "scale": "abc"}}}, "group.parts.a.scale is 'abc': give a value of type float"),
+        ({**SUM, "weights": {"a": "much"}}, "group.weights.a is 'much': give a value of type float"),
         ({"inner": {**LOSS, "scale": "abc"}}, "group.inner.scale is 'abc': give a value of type float"),
     ],
 )
@@ -223,6 +226,7 @@ def test_a_value_of_the_wrong_kind_is_named_by_its_key(node, line):
     "node",
     [
         LOSS,
+        SUM,
         {**LOSS, "margin": 1},
         NETWORK,
         {"_target_": "torch.nn.Identity", "anything": "goes"},

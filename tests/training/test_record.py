@@ -245,6 +245,26 @@ def test_history_is_on_the_disk_row_by_row(tmp_path):
     history.close()
 
 
+def test_what_a_loss_logs_besides_gets_a_column_of_its_own(tmp_path):
+    path = tmp_path / "metrics.csv"
+    history = History(path, -1, -1)
+    history.write(row(1))
+    history.write({**row(2), "train/loss/a": 0.25, "val/unknown": 1})
+    history.write({**row(3), "train/loss/a": 0.5, "train/loss/b": 2})
+    history.write({"step": 3, "val/accuracy": 0.5})
+    history.close()
+    history = History(path, 2, -1)  # and is still there after a kill
+    history.write({**row(3), "train/loss/b": 4})
+    history.close()
+    found = read_history(path)
+    assert list(found[0]) == [*COLUMNS, "train/loss/a", "train/loss/b"]
+    assert [(r["step"], r["train/loss/a"], r["train/loss/b"]) for r in found] == [
+        ("1", "", ""),
+        ("2", "0.25", ""),
+        ("3", "", "4"),
+    ]
+
+
 def test_history_goes_on_where_the_run_does(tmp_path):
     path = tmp_path / "metrics.csv"
     written(path, [10, 20, 30, 40])
