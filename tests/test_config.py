@@ -22,6 +22,7 @@ NOT_BUILT = ("experiment", "sweeps", "hydra")
 # What the code hands over, beside the keys.
 HANDED = {
     "loss": {"embedding_size", "num_classes"},
+    "data/sampler": {"labels", "batch_size", "seed"},
     "logger": {"run", "config", "group", "job", "job_type", "tags"},
 }
 SIZE = 112
@@ -90,6 +91,7 @@ def test_there_are_files():
         "benchmark",
         "data",
         "data/augment",
+        "data/sampler",
         "distill",
         "head",
         "logger",
@@ -135,8 +137,13 @@ def test_it_is_built(composed):
         assert made.func is target  # a logger itself would start a run of its own
         return
     given = {"embedding_size": 8, "num_classes": 5} if group == "loss" else {}
+    if group == "data/sampler":
+        given = {"_partial_": True}  # Hydra would copy the labels
     with torch.device("meta" if group == "backbone" else "cpu"):
         made = instantiate(node, **given)
+    if group == "data/sampler":
+        made = made(labels=np.repeat(np.arange(9), 8), batch_size=16, seed=0)
+        assert made.indices(0).shape == (16,)
     if inspect.isclass(target):
         assert isinstance(made, target)
     if group == "data":
