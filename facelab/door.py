@@ -59,7 +59,7 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)
     folder = str(configuration_folder())
-    sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]
+    sys.argv[1:] = [_quoted(_grouped(word, folder)) for word in sys.argv[1:]]
     failed: list[Exception] = []
     reached: list[DictConfig] = []
 
@@ -127,6 +127,19 @@ def _check_flags(program: str) -> None:
     flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     near = _nearest(f"--{key}", flags)
     raise _Usage(f"{word} is no flag: {near}choices are written key=value, `python -m {program} --help` lists them")
+
+
+def _grouped(word: str, folder: str) -> str:
+    """`data.sampler=pk` as Hydra writes it, `data/sampler=pk`: where the key is a group inside a group.
+
+    So are several options, for a multirun. What is no single word can be no option, and stays as it was typed.
+    """
+    key, _, value = word.partition("=")
+    if re.fullmatch(r"\w+(\.\w+)+", key) and re.fullmatch(r"[\w-]+(,[\w-]+)*", value) and value != "null":
+        group = key.replace(".", "/")
+        if (Path(folder) / group).is_dir():
+            return f"{group}={value}"
+    return word
 
 
 def _quoted(word: str) -> str:

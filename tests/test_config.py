@@ -22,6 +22,7 @@ NOT_BUILT = ("experiment", "sweeps", "hydra")
 # What the code hands over, beside the keys.
 HANDED = {
     "loss": {"embedding_size", "num_classes"},
+    "data/sampler": {"labels", "batch_size", "seed"},
     "logger": {"run", "config", "group", "job", "job_type", "tags"},
 }
 SIZE = 112
@@ -90,6 +91,7 @@ def test_there_are_files():
         "benchmark",
         "data",
         "data/augment",
+        "data/sampler",
         "distill",
         "head",
         "logger",
@@ -134,8 +136,12 @@ def test_it_is_built(composed):
         made = instantiate(node, _partial_=True)
         assert made.func is target  # a logger itself would start a run of its own
         return
+    given = {"_partial_": True} if group == "data/sampler" else {}  # Hydra would copy the labels
     with torch.device("meta" if group == "backbone" else "cpu"):
-        made = objective.build_loss(node, 8, 5) if group == "loss" else instantiate(node)
+        made = objective.build_loss(node, 8, 5) if group == "loss" else instantiate(node, **given)
+    if group == "data/sampler":
+        made = made(labels=np.repeat(np.arange(9), 8), batch_size=16, seed=0)
+        assert made.indices(0).shape == (16,)
     if inspect.isclass(target):
         assert isinstance(made, target)
     if group == "data":

@@ -166,9 +166,10 @@ def unknown(span):
     tops = {key.split(".")[0] for key in known_keys()} - {"hydra"}
     for word in re.split(r"\s+|,(?=[\w./]+=)", span):
         key, equals, value = word.lstrip("+~").partition("=")
-        if equals and re.fullmatch(r"[a-z_/]+", key) and (CONF / key).is_dir():
+        group = key.replace(".", "/")  # data.sampler=pk is data/sampler=pk
+        if equals and re.fullmatch(r"[a-z_/]+", group) and (CONF / group).is_dir():
             given = set(re.findall(r"[\w-]+", value.replace("…", "")))
-            wrong = not given <= options(key) | OWN.get(key, set()) | {"null"}
+            wrong = not given <= options(group) | OWN.get(group, set()) | {"null"}
         else:
             dotted = re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", key) and not key.endswith(FILES)
             wrong = (dotted or equals) and re.split(r"[./]", key)[0] in tops and key not in known_keys()
@@ -191,11 +192,13 @@ def test_the_keys_and_options_that_it_names_exist(page):
 def test_a_dead_key_is_found(composer):
     text = (
         "`trainer.epoch=3` `loss=arcfaces` `data.holdout.share` `loss.margin=0.3` `data/plan.py` `lfw.bin` `seed=1,2`"
+        " `data.sampler=pk` `data.sampler=kp`"
     )
     assert [word for span in SPAN.findall(text) for word in unknown(span)] == [
         "trainer.epoch=3",
         "loss=arcfaces",
         "data.holdout.share",
+        "data.sampler=kp",
     ]
     with pytest.raises(Exception, match="epoch"):
         test_a_printed_command_composes(("facelab.train", "trainer.epoch=3"), composer)

@@ -86,6 +86,22 @@ def test_where_and_how_comfortably_does_not_name(job):
     assert job("+outer=1", "+names=2") == "names=2,outer=1"  # like a nameless key, and none
 
 
+@pytest.mark.parametrize("word", ["data.sampler=pk", "data.augment=adaface", "optimizer.schedule=cosine"])
+def test_a_group_in_a_group_may_be_written_with_a_dot(job, word):
+    written = door._grouped(word, str(door.configuration_folder()))
+    key, option = word.split("=")
+    assert written == f"{key.replace('.', '/')}={option}"
+    assert job(written, "seed=2") == f"seed=2,{word}"
+
+
+def test_values_and_what_is_no_option_stay_as_typed():
+    folder = str(door.configuration_folder())
+    assert door._grouped("data.sampler=pk,shuffled", folder) == "data/sampler=pk,shuffled"
+    kept = ["data.sampler.images=2", "data/sampler=pk", "loss=arcface", "data.augment=null", "data.holdout=pk"]
+    kept += ["data.augment={mirror: 0}", "data.sampler=", "data.root=conf/x", "-m", "~data.sampler", "nowhere.else=x"]
+    assert [door._grouped(word, folder) for word in kept] == kept
+
+
 def test_ones_own_name(job):
     assert job("job=mine", "loss=cosface") == "mine"
 
@@ -169,6 +185,24 @@ def test_an_unknown_option(told):
         "There are " + ", ".join(sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")))
     )
     assert told("optimizer/schedule=cosin").startswith("optimizer/schedule has no option 'cosin': did you mean cosine?")
+
+
+def test_a_group_in_a_group_with_a_dot(told):
+    assert told("data.sampler=pq").startswith("data/sampler has no option 'pq': did you mean pk?")
+    line = told("data.sampler=pk", "data.sampler.images=3")
+    assert line.startswith("data.sampler.images is 3, which does not divide trainer.batch_size=8: ")
+
+
+def test_samplers_that_do_not_fit_are_refused_before_training(told):
+    few = "data/sampler=pk: 12 of 12 people have fewer than 8 images, 0 of them only one: lower data.sampler.images"
+    words = ["data/sampler=pk", "data.sampler.images=8", "trainer.batch_size=16"]
+    assert told(*words, "data.images_per_identity=7").startswith(few)
+    assert told("data/sampler=adaptive", "loss=triplet").startswith(
+        "data/sampler=adaptive draws by whether images are "
+    )
+    line = told("data/sampler=adaptive", "data.sampler.noise_cosine=0.1", "loss=softmax")
+    assert line.startswith("data.sampler.noise_cosine is 0.1, and Softmax has no cosines: set it to null")
+    assert told("data/sampler=adaptive", "data.sampler.up=x").startswith("data.sampler.up is 'x': give a value of type")
 
 
 def test_an_unknown_key(told):

@@ -11,7 +11,6 @@ import queue
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,7 +20,7 @@ import cv2
 import numpy as np
 
 from facelab.data.albumentation import Albumentations
-from facelab.data.plan import Plan, sample_seeds
+from facelab.data.plan import Plan
 from facelab.data.torch_loader import Batch, TrainLoader, _decode, _name
 
 __all__ = ["ProcessLoader"]
@@ -76,13 +75,9 @@ class ProcessLoader(TrainLoader):
             return
         workers = _Workers(self.threads, self.source, self.transforms)
         try:
-            yield from self._batches(partial(self._fill, workers))
+            yield from self._batches(workers.fill)
         finally:
             workers.close()
-
-    def _fill(self, workers: "_Workers", number: int, indices: np.ndarray, target: np.ndarray) -> None:
-        epoch = self.plan.epoch(self.start + number)
-        workers.fill(indices, sample_seeds(self.seed, epoch, indices), target)
 
 
 class _Workers:

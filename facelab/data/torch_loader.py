@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facelab.data.plan import Plan, uniforms
+from facelab.data.plan import Plan, sample_seeds, uniforms
 
 STEPS_AT_ONCE = 16
 
@@ -117,19 +117,31 @@ class TrainLoader:
 
     def _batches(self, fill: "Fill") -> Iterator[Batch]:
         shape = (self.source.size, self.source.size, 3)
-        return _decode_ahead(fill, shape, self._choose(), self.threads, self.prefetch, self.pin)
+        for start, stop in self._stretches():
+            yield from _decode_ahead(fill, shape, self._choose(start, stop), self.threads, self.prefetch, self.pin)
 
-    def _choose(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Images, labels and draws of each step; asked of the plan for many steps at once, while the threads decode."""
-        share, step = self.plan.batch_size // self.world, self.start
+    def _stretches(self) -> Iterator[tuple[int, int]]:
+        """Steps that may be decoded ahead of each other; of a plan that adapts, those of one epoch."""
+        step = self.start
         while step < self.stop:
+            end = (self.plan.epoch(step) + 1) * self.plan.steps_per_epoch if self.plan.adapts else self.stop
+            yield step, min(end, self.stop)
+            step = end
+
+    def _choose(self, step: int, stop: int) -> Iterator["Chosen"]:
+        """The images of each step; asked of the plan for many steps at once, while the threads decode."""
+        share = self.plan.batch_size // self.world
+        while step < stop:
             epoch = self.plan.epoch(step)
-            count = min(STEPS_AT_ONCE, self.stop - step, (epoch + 1) * self.plan.steps_per_epoch - step)
-            positions = self.plan.indices(step, count).reshape(count, -1)
-            positions = positions[:, self.rank * share : (self.rank + 1) * share]
+            count = min(STEPS_AT_ONCE, stop - step, (epoch + 1) * self.plan.steps_per_epoch - step)
+            own = slice(self.rank * share, (self.rank + 1) * share)
+            positions, turns = (of.reshape(count, -1)[:, own] for of in self.plan.picks(step, count))
             indices, labels = self.subset[positions], self.labels[positions]
-            draws = uniforms(self.seed, epoch, indices.ravel(), self.draws).reshape(count, share, self.draws)
-            yield from zip(indices, labels, draws, strict=True)
+            # An image that comes again in its epoch is augmented otherwise.
+            names = (indices | turns << 32).ravel()
+            draws = uniforms(self.seed, epoch, names, self.draws).reshape(count, share, self.draws)
+            seeds = sample_seeds(self.seed, epoch, names).reshape(count, share)
+            yield from map(Chosen, indices, labels, draws, seeds)
             step += count
 
 
@@ -170,7 +182,7 @@ class EvalLoader:
             return iter(())
         shape = _load(self.images, int(own[0])).shape
         parts = (own[first : first + self.batch_size] for first in range(0, len(own), self.batch_size))
-        chosen = ((part, np.full(len(part), -1), np.empty((len(part), 0), np.float32)) for part in parts)
+        chosen = (Chosen(part, np.full(len(part), -1), np.empty((len(part), 0), np.float32), part) for part in parts)
         return _decode_ahead(_decoding(self.images), shape, chosen, self.threads, self.prefetch, self.pin)
 
 
@@ -183,23 +195,32 @@ def _check(rank: int, world: int, threads: int, prefetch: int) -> None:
         raise ValueError(f"prefetch is {prefetch!r}: at least 1 batch must be decoded ahead")
 
 
-# (how many batches came before, indices (n,), memory (n,H,W,3)): puts these images into the memory.
-Fill = Callable[[int, np.ndarray, np.ndarray], None]
+class Chosen(NamedTuple):
+    """What a batch of this rank (b images) is to hold."""
+
+    indices: np.ndarray  # (b,) int64: images of the source
+    labels: np.ndarray  # (b,) int64
+    draws: np.ndarray  # (b,k) float32 in [0, 1)
+    seeds: np.ndarray  # (b,): of each image's own generator, where it is augmented before it reaches the device
+
+
+# (indices (n,), seeds (n,), memory (n,H,W,3)): puts these images into the memory.
+Fill = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 def _decoding(images: Images) -> Fill:
-    return lambda number, indices, target: _decode(images, indices.tolist(), target)
+    return lambda indices, seeds, target: _decode(images, indices.tolist(), target)
 
 
 def _decode_ahead(
     fill: Fill,
     shape: tuple[int, ...],
-    chosen: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    chosen: Iterable[Chosen],
     threads: int,
     prefetch: int,
     pin: bool,
 ) -> Iterator[Batch]:
-    """Decodes (indices, labels, draws) into batches, `prefetch` of them ahead of the consumer.
+    """Decodes what is chosen into batches, `prefetch` of them ahead of the consumer.
 
     The threads live as long as the iterator: they end with it, whether it is exhausted, closed or stopped by an error.
     """
@@ -207,13 +228,13 @@ def _decode_ahead(
     started: deque[_Started] = deque()
     memory = _pinned if pin else _Recycled()
     try:
-        for number, (indices, labels, draws) in enumerate(chosen):
+        for indices, labels, draws, seeds in chosen:
             pixels = memory((len(indices), *shape))
             batch = Batch(pixels, torch.from_numpy(labels), torch.from_numpy(draws), torch.from_numpy(indices))
             target, count = pixels.numpy(), len(indices)
             bounds = [count * part // threads for part in range(threads + 1)]
             slices = [
-                pool.submit(fill, number, indices[first:end], target[first:end])
+                pool.submit(fill, indices[first:end], seeds[first:end], target[first:end])
                 for first, end in pairwise(bounds)
                 if first < end
             ]

@@ -46,9 +46,12 @@ class Loss(nn.Module):
     Attributes:
         even: whether every rank always brings as many rows, which whoever trains may promise: else the ranks ask each
             other at every call.
+        compares_images: whether it compares the images of a batch with each other, and so learns nothing from a batch
+            in which nobody has two.
     """
 
     even = False
+    compares_images = False
 
     def sharded_parameters(self) -> list[str]:
         """Dotted names, relative to the loss, of the parameters of which every rank holds another part."""

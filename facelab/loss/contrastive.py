@@ -28,6 +28,8 @@ class Contrastive(Loss):
         ValueError: margin is out of range; in the call: embeddings or labels have the wrong shape or type.
     """
 
+    compares_images = True
+
     def __init__(self, embedding_size: int, num_classes: int, margin: float, squared: bool):
         super().__init__()
         require_between("margin", margin, 1e-6, 2.0)

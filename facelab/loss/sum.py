@@ -49,6 +49,7 @@ class Sum(Loss):
             except ValueError as error:
                 raise ValueError(f"parts.{name}: {error}") from None
         self.weights = {name: float(weights[name]) for name in parts}
+        self.compares_images = any(part.compares_images for part in self.parts.values())
 
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:
         """(b,D) embeddings, (b,) int64 labels of this rank → the weighted sum over the global batch.

@@ -35,6 +35,8 @@ class Triplet(Loss):
             type.
     """
 
+    compares_images = True
+
     def __init__(self, embedding_size: int, num_classes: int, margin: float, mining: str, squared: bool):
         super().__init__()
         require_between("margin", margin, 1e-6, 4.0)

@@ -1,7 +1,8 @@
 """The checkpoint: one safetensors file, readable without facelab and unable to run code.
 
-Tensors have the names `model.<parameter or buffer>` and `optimizer.<parameter>.<quantity>`; everything else (step,
-position in the plan, configuration, running means of the log, best score) is one JSON text in the file's metadata.
+Tensors have the names `model.<parameter or buffer>` and `optimizer.<parameter>.<quantity>`, and `sampler.<quantity>`
+where a sampler adapts; everything else (step, position in the plan, configuration, running means of the log, best
+score) is one JSON text in the file's metadata.
 
 Class centres that are sharded over W > 1 ranks lie in W further files beside it, `<name>.shard-<r>-of-<W>.<step>`,
 each with its first row in its metadata. They are written first; the main file names them, so its rename makes all of
@@ -12,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from facelab.loss.collective import rank_and_world
 
 FORMAT = 1
 AVERAGE = "model.average."  # begins the names of averaged weights
+SAMPLER = "sampler."
 
 
 @dataclass
@@ -41,7 +44,13 @@ class Progress:
     window: dict[str, float] = field(default_factory=dict)  # sums of the log's unfinished window
 
 
-def save(path: Path, model: Any, optimizer: torch.optim.Optimizer | None, meta: Mapping[str, Any]) -> None:
+def save(
+    path: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer | None,
+    meta: Mapping[str, Any],
+    sampler: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Writes a checkpoint, called on every rank.
 
     Args:
@@ -49,11 +58,13 @@ def save(path: Path, model: Any, optimizer: torch.optim.Optimizer | None, meta: 
         model: its state_dict is stored; parameters named by `model.sharded` hold this rank's rows alone.
         optimizer: stored too if given; without it the file serves evaluation.
         meta: JSON-able values, `step` among them.
+        sampler: what a sampler needs to go on, the same on every rank.
     """
     rank, world = rank_and_world()
     sharded = set(model.sharded) if world > 1 else set()
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     owner = {key: key.removeprefix("model.") for key in tensors}  # whose shard a tensor belongs to
+    tensors |= {f"{SAMPLER}{name}": value for name, value in sampler.items()}
     if optimizer is not None:
         for name, quantities in _optimizer_state(model, optimizer).items():
             for quantity, value in quantities.items():
@@ -144,6 +155,13 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer | None = None)
     if optimizer is not None:
         _restore_optimizer(stored, model, optimizer, rows)
     return meta
+
+
+def load_sampler(path: Path) -> dict[str, Tensor]:
+    """What `save` was given of the sampler; nothing where it was given nothing."""
+    stored = Tensors([path])
+    names = [key for key in stored.keys() if key.startswith(SAMPLER)]  # noqa: SIM118
+    return {key.removeprefix(SAMPLER): stored.read(key, None) for key in names}
 
 
 def has_average(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """Brings a data set, the plan and the loader together, and says which identities are trained, held out and reported."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,10 +70,11 @@ class FaceData(pl.LightningDataModule):
         draws: random numbers an image needs for its augmentation.
         progress: where the run stands; the loader starts there.
         transforms: what processes do to each image before it goes to the device; None: threads load it as it is.
+        sampler: makes the plan of (labels, batch_size, seed).
 
     Raises:
-        ValueError: where the batch is larger than the data, the processes are more than the identities, or too few
-            identities can be held out.
+        ValueError: where the batch is larger than the data, the processes are more than the identities, too few
+            identities can be held out, or the sampler cannot make a batch of them.
         FileNotFoundError: where the benchmark's files are missing.
     """
 
@@ -88,9 +89,10 @@ class FaceData(pl.LightningDataModule):
         draws: int,
         progress: Progress,
         transforms: Albumentations | None,
+        sampler: Callable[..., Plan],
     ):
         super().__init__()
-        self.transforms = transforms
+        self.transforms, self.sampler = transforms, sampler
         self.source, self.loader, self.options = source, loader, options
         self.seed, self.draws, self.progress = seed, draws, progress
         self.holdout, self.benchmark = holdout, benchmark
@@ -123,7 +125,7 @@ class FaceData(pl.LightningDataModule):
                 f"trainer.devices × trainer.num_nodes is {options.world}, but only {self.num_classes} identities are "
                 "there to train on, and each process holds the centres of some: give fewer processes or more data"
             )
-        self.plan = Plan(len(self.subset), options.batch_size, self.seed)
+        self.plan = self.sampler(labels=self.labels, batch_size=options.batch_size, seed=self.seed)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self.steps = options.epochs * self.steps_per_epoch
         if options.max_steps is not None:

@@ -23,6 +23,7 @@ from facelab.report import run as report
 from facelab.training import centres, checkpoint
 from facelab.training.checkpoint import Progress
 from facelab.training.datamodule import FaceData
+from facelab.training.feedback import about_sampler, check_feedback
 from facelab.training.finite import Diverged
 from facelab.training.inspection import FILE, about_images, look_at_images, record_of_images
 from facelab.training.keeper import Keeper, Recorder
@@ -37,7 +38,7 @@ from facelab.training.record import History, RunDirectory
 from facelab.training.strategy import keep_memory, launched_rank, strategy
 
 # What a data group says beside the data set itself.
-COMMON = ("known", "inspect", "holdout", "augment", "albumentations", "loader")
+COMMON = ("known", "inspect", "holdout", "augment", "sampler", "albumentations", "loader")
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Run:
     network: Any  # the backbone's shapes, without values
     directory: RunDirectory
     found: Inspection  # what is wrong with the images
+    sampling: dict[str, str]  # what is to be said of the sampler
 
 
 def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) -> dict[str, float]:
@@ -108,6 +110,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         augment.draws,
         progress,
         None if config.data.albumentations is None else Albumentations(plain["data"]["albumentations"]),
+        instantiate(config.data.sampler, _partial_=True),
     )
 
     # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.
@@ -115,6 +118,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         network = _backbone(config, meta)
         instantiate(config.head)
         loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
+    check_feedback(data.plan, config.loss, network.embedding_size)
     found = look_at_images(
         source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
     )
@@ -132,7 +136,8 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
 
     fresh = config.backbone.weights is None
     module = FaceModule(build, augment, recipe, benchmark, data, progress, config.seed, calibrates=fresh)
-    return Run(config, plain, options, progress, data, module, network, directory, found)
+    sampling = about_sampler(data.plan, data.labels, loss, options.accumulate)
+    return Run(config, plain, options, progress, data, module, network, directory, found, sampling)
 
 
 def _backbone(config: Any, meta: Mapping[str, Any] | None) -> Any:
@@ -278,6 +283,7 @@ def _choices(run: Run) -> dict[str, str]:
         "loss": about_loss(plain["loss"]),
         "data": f"{_set(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
         **about_images(data.source, plain["data"]["known"], run.found),
+        **run.sampling,
         "held out": "nobody"
         if data.selection is None
         else f"{len(data.selection.pairs):,} pairs of {len(data.selection):,} images choose best.ckpt",

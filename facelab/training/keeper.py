@@ -101,6 +101,8 @@ class Keeper(pl.Callback):
         if self.resumed:
             checkpoint.load(self.run.last, module, trainer.optimizers[0])
             module.unpack_window()
+            if module.feedback is not None:
+                module.feedback.restore(checkpoint.load_sampler(self.run.last))
             self.resumed = False
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -169,7 +171,8 @@ class Keeper(pl.Callback):
         else:
             # Before the first step there is no optimizer, and nothing of it to keep.
             optimizer = trainer.optimizers[0] if trainer.optimizers else None
-            checkpoint.save(self.run.last, module, optimizer, self._describe(module))
+            sampler = {} if module.feedback is None else module.feedback.state()
+            checkpoint.save(self.run.last, module, optimizer, self._describe(module), sampler)
         self._saved = time.monotonic()
 
     def _describe(self, module: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from facelab.loss.classifier import ClassCentres
 from facelab.loss.collective import rank_and_world
 from facelab.training.averaging import Average
 from facelab.training.checkpoint import Progress
+from facelab.training.feedback import Feedback
 from facelab.training.finite import Watch, refuse_weights
 from facelab.training.optimization import Recipe
 from facelab.training.strategy import clip_gradients, deal_in, exclude_from_ddp, no_sync, share_buffers
@@ -72,6 +73,7 @@ class FaceModule(pl.LightningModule):
         self.benchmark, self.data, self.progress, self.seed = benchmark, data, progress, seed
         self.calibrates = calibrates
         self.accumulate: int = data.options.accumulate
+        self.feedback = Feedback(data.plan, self.accumulate) if data.plan.adapts else None
         self.average: Average | None = None
         self.result: Any = None
         self._embedded: list[Tensor] = []
@@ -149,6 +151,8 @@ class FaceModule(pl.LightningModule):
             with nullcontext() if number == self.accumulate else no_sync(self.trainer.strategy):
                 output = self._loss(part, labels, indices, step)
                 self.manual_backward(output.loss * share)
+            if self.feedback is not None:
+                self.feedback.hear(step, number - 1, output.rows)
             self._last = output.loss.detach()
             total = total + self._last * share
             self._add("loss", self._last * share)
