@@ -1,13 +1,14 @@
 """Losses out of configurations: the loss, and how it goes through its classes."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from facelab.loss.base import Loss
 from facelab.loss.classifier import ClassifierOptions, MarginLoss
+from facelab.loss.prototypes import Prototypes
 from facelab.training.options import check_kind
 
 # What may stand in a loss's node beside the arguments of its constructor; see conf/config.yaml.
@@ -31,10 +32,17 @@ def build_loss(node: DictConfig, embedding_size: int, num_classes: int) -> Loss:
     loss = instantiate(arguments, embedding_size=embedding_size, num_classes=num_classes)
     if given is None:
         return loss
+    given = dict(given)
     for name, kind in {"sample_rate": float, "interclass_filter": float | None}.items():
         check_kind(f"loss.classifier.{name}", given[name], kind)
+    mining = given.pop("prototypes", None)
+    if mining is not None and mining["queue"] is None:
+        mining = None
+    if mining is not None:
+        for name, kind in get_type_hints(Prototypes).items():
+            check_kind(f"loss.classifier.prototypes.{name}", mining[name], kind)
     try:
-        options = ClassifierOptions(**given)
+        options = ClassifierOptions(**given, prototypes=None if mining is None else Prototypes(**mining))
         margins: list[Any] = [part for part in loss.modules() if isinstance(part, MarginLoss)]
         for margin in margins:
             margin.configure(options)
@@ -42,8 +50,9 @@ def build_loss(node: DictConfig, embedding_size: int, num_classes: int) -> Loss:
         raise ValueError(f"loss.classifier: {error}") from None
     if not margins and options != MarginLoss.options:
         changed = [f.name for f in fields(options) if getattr(options, f.name) != getattr(MarginLoss.options, f.name)]
+        key, value = ("prototypes.queue", mining["queue"]) if mining else (changed[0], given[changed[0]])
         raise ValueError(
-            f"loss.classifier.{changed[0]} is {given[changed[0]]}, and {type(loss).__name__} has no classifier: "
+            f"loss.classifier.{key} is {value}, and {type(loss).__name__} has no classifier: "
             f"leave it at {getattr(MarginLoss.options, changed[0])}"
         )
     return loss
