@@ -32,8 +32,8 @@ def searches_exactly(search: str, num_classes: int) -> bool:
         return True
     if importlib.util.find_spec("faiss") is None:
         raise ValueError(
-            f"search={search} among {num_classes} classes needs faiss, which is not installed: "
-            "pip install 'facelab[mining]', or set search=exact"
+            f"search={search} is faiss's{f' above {EXACT} classes' if search == 'auto' else ''}, and faiss is not "
+            "installed: pip install 'facelab[mining]', or set search=exact"
         )
     return False
 
@@ -44,9 +44,9 @@ def nearest(centres: Tensor, count: int, exact: bool) -> Tensor:
 
     Every rank searches its own centres, and holds no others but a block of queries at a time: rank after rank
     broadcasts its centres, block by block, and puts together what all found for them. So the exact answer is the same
-    on any number of ranks, but for cosines that are equal up to rounding. faiss's answer is approximate (an inverted
-    file over each shard, IndexIVFFlat: other than a graph, it is the same whatever the threads do), and another on
-    another number of ranks.
+    on any number of ranks, but for cosines that are equal up to rounding. faiss's answer is approximate, and another on
+    another number of ranks: an inverted file over each shard (IndexIVFFlat), and no graph, since the order in which
+    threads build a graph tells in it.
 
     Args:
         centres: (C_rank,D), not normalised; those of rank r follow upon those of rank r − 1.

@@ -2,7 +2,10 @@
 
 import copy
 import importlib.util
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -99,12 +102,11 @@ def union_of(queues, labels):
     return sorted({*labels.tolist(), *queues[labels].flatten().tolist()} - {-1})
 
 
-@pytest.mark.parametrize(
-    ("count", "blocks"), [(1, (99, 99)), (K, (7, 5)), (K, (1, 1)), (C - 1, (64, 8)), (C + 2, (9, 50))]
-)
-def test_a_search_is_row_by_row(monkeypatch, count, blocks):
-    for name, size in zip(("_QUERIES", "_COLUMNS"), blocks, strict=True):
-        monkeypatch.setattr(neighbours, name, size)
+@pytest.mark.parametrize(("queries", "columns"), [(99, 99), (7, 5), (1, 1), (64, 8)])
+@pytest.mark.parametrize("count", [1, K, C - 1, C + 2])
+def test_a_search_is_row_by_row(monkeypatch, count, queries, columns):
+    monkeypatch.setattr(neighbours, "_QUERIES", queries)
+    monkeypatch.setattr(neighbours, "_COLUMNS", columns)
     weight = torch.randn(C, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert torch.equal(nearest(weight, count, exact=True), searched(weight, count))
 
@@ -121,6 +123,39 @@ def test_a_search_survives_centres_without_direction():
 def test_faiss_finds_the_same():
     weight = torch.randn(200, D, generator=torch.Generator().manual_seed(1))
     assert torch.equal(nearest(weight, K, exact=False), nearest(weight, K, exact=True))
+
+
+class Index:
+    """What is used of faiss, with its conventions: float32 in and out, and −1 where there are no more."""
+
+    def __init__(self, quantizer, size, lists, metric):
+        assert (quantizer, size, metric) == (("flat", D), D, "cosine")
+        self.lists, self.nprobe, self.trained = lists, 1, False
+
+    def train(self, rows):
+        assert len(rows) >= self.lists
+        self.trained = True
+
+    def add(self, rows):
+        assert self.trained
+        assert rows.dtype == np.float32
+        assert np.allclose(np.linalg.norm(rows, axis=1), 1)
+        self.rows = rows
+
+    def search(self, queries, count):
+        assert queries.dtype == np.float32
+        found = queries @ self.rows.T
+        places = np.argsort(-found, axis=1)[:, :count]
+        missing = ((0, 0), (0, count - places.shape[1]))
+        found = np.pad(np.take_along_axis(found, places, 1), missing, constant_values=np.finfo(np.float32).min)
+        return found, np.pad(places, missing, constant_values=-1)
+
+
+@pytest.mark.parametrize("count", [K, C + 2])
+def test_what_faiss_gives_is_understood(monkeypatch, count):
+    fake = SimpleNamespace(IndexFlatIP=lambda size: ("flat", size), IndexIVFFlat=Index, METRIC_INNER_PRODUCT="cosine")
+    monkeypatch.setitem(sys.modules, "faiss", fake)
+    assert torch.equal(nearest(CENTRES, count, exact=False), searched(CENTRES, count))
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,11 +184,11 @@ def test_entering_and_leaving(data):
     assert found.tolist() == expected
 
 
-@pytest.mark.parametrize("filtered", [None, 0.7])
+@pytest.mark.parametrize(("threshold", "filtered"), [(H, None), (H, 0.7), (0.7, None)])
 @pytest.mark.parametrize("chunk", ["auto", 1, 4])
 @pytest.mark.parametrize("name", ["cosface", "sphereface2"])
-def test_images_that_are_wrong_change_their_queue(name, chunk, filtered):
-    loss = made(LOSSES[name], options(chunk=chunk, filtered=filtered))
+def test_images_that_are_wrong_change_their_queue(name, chunk, threshold, filtered):
+    loss = made(LOSSES[name], options(chunk=chunk, threshold=threshold, filtered=filtered))
     entered = left = right = 0
     for step in range(3):
         images, labels = batch(step)
@@ -161,7 +196,7 @@ def test_images_that_are_wrong_change_their_queue(name, chunk, filtered):
         found = cosines(loss, images)
         output = loss(images, labels, step)
         after = loss.queues.classes
-        assert torch.equal(after, mined(before, found, labels, union_of(before, labels), H, filtered))
+        assert torch.equal(after, mined(before, found, labels, union_of(before, labels), threshold, filtered))
         entered += sum(len(set(a) - set(b)) for a, b in zip(after.tolist(), before.tolist(), strict=True))
         left += (after < 0).sum().item()
         right += output.rows["right"].sum().item()
@@ -277,11 +312,11 @@ def test_it_stands_alone():
 
 def test_faiss_is_asked_for_before_training(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"search=faiss among 41 classes needs faiss.*pip install 'facelab\[mining\]'"):
+    with pytest.raises(ValueError, match=r"search=faiss is faiss's, and .*pip install 'facelab\[mining\]'"):
         made(chosen=options(search="faiss"))
     assert searches_exactly("auto", 2**20)
     assert searches_exactly("exact", 2**21)
-    with pytest.raises(ValueError, match=r"search=auto among 1048577 classes .* search=exact"):
+    with pytest.raises(ValueError, match=r"search=auto is faiss's above 1048576 classes, .* search=exact"):
         searches_exactly("auto", 2**20 + 1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     assert not searches_exactly("auto", 2**20 + 1)
