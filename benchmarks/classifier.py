@@ -4,6 +4,7 @@
     facelab   CosFace with `chunk: auto`: the same loss and gradients
     whole     CosFace with `chunk: null`
     sampled   CosFace with `sample_rate: 0.1`: another loss, as PartialFC's
+    prototypes  CosFace with `prototypes.queue: 32`, the queues drawn by chance and never searched: another loss
     hooks     CurricularFace with `chunk: auto`: a margin that maps the other classes, so autograd goes chunk by chunk
     gemm      four bare products of that size, in the products' number format, with no memory to pay
 
@@ -34,8 +35,9 @@ from typing import Any
 
 from recording import BUSY, load, machine, record, today
 
-METHODS = ("plain", "facelab", "whole", "sampled", "hooks", "gemm")
+METHODS = ("plain", "facelab", "whole", "sampled", "prototypes", "hooks", "gemm")
 SCALE, MARGIN = 64.0, 0.35
+STEP = 1  # not 0, at which queues are searched
 
 
 def main() -> None:
@@ -95,7 +97,9 @@ def compare(options: argparse.Namespace, classes: int, before: str) -> list[dict
                 pairs = list(zip(found, reference, strict=True))
                 time_ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
                 ratios = (f"{time_ratio:.3f}", f"{statistics.median(a['extra'] / b['extra'] for a, b in pairs):.4f}")
-        print(f"{method:8} {seconds:>8} s {ratios[0]:>6} × plain   {extra:>9} MiB {ratios[1]:>7} × plain   loss {loss}")
+        print(
+            f"{method:10} {seconds:>8} s {ratios[0]:>6} × plain   {extra:>9} MiB {ratios[1]:>7} × plain   loss {loss}"
+        )
         versions = {"python": platform.python_version(), "torch": about[method]["torch"]}
         where = {
             "date": today(),
@@ -152,6 +156,8 @@ def build(options: argparse.Namespace, classes: int) -> Callable[[], dict[str, f
     loss = margin(options, classes).to_empty(device=device)
     for buffer in loss.buffers():
         buffer.zero_()
+    if loss.queues is not None:
+        loss.queues.classes.random_(classes, generator=generator)
     weight = loss.classifier.weight
     weight.data.normal_(std=0.01, generator=generator)
     memory = Allocated() if device.type == "cuda" else Resident()
@@ -168,7 +174,7 @@ def build(options: argparse.Namespace, classes: int) -> Callable[[], dict[str, f
             value = products()
         else:
             with autocast:
-                value = plain(leaf, weight, labels) if method == "plain" else loss(leaf, labels, 0).loss
+                value = plain(leaf, weight, labels) if method == "plain" else loss(leaf, labels, STEP).loss
             value.backward()
         value = value.item()  # waits for a GPU
         seconds = time.perf_counter() - began
@@ -187,13 +193,15 @@ def margin(options: argparse.Namespace, classes: int) -> Any:
     from facelab.loss.classifier import ClassifierOptions
     from facelab.loss.cosface import CosFace
     from facelab.loss.curricularface import CurricularFace
+    from facelab.loss.prototypes import Prototypes
 
     with torch.device("meta"):
         loss: Any = CosFace(options.size, classes, SCALE, MARGIN)
         if options.worker == "hooks":
             loss = CurricularFace(options.size, classes, SCALE, 0.5, 0.01)
     chunk = None if options.worker == "whole" else options.chunk or "auto"
-    loss.configure(ClassifierOptions(chunk, 0.1 if options.worker == "sampled" else 1.0, None))
+    mined = Prototypes(32, 10**9, 0.0, "exact") if options.worker == "prototypes" else None
+    loss.configure(ClassifierOptions(chunk, 0.1 if options.worker == "sampled" else 1.0, None, mined))
     return loss
 
 

@@ -7,8 +7,8 @@ A loss is a module called as ``loss(embeddings, labels, step)`` on this rank's p
 - a replicated parameter (of the backbone, or of the loss) is to be *averaged* over the ranks, as DDP does. The average
   is the gradient that one process would have computed on the global batch; so the gradient that leaves a loss towards
   the embeddings is W times the single-process one of these rows;
-- the parameters named by ``sharded_parameters()`` differ between ranks. Their gradient is exact as it stands: never
-  average them, and put norms and checkpoints together over all ranks.
+- the parameters and buffers named by ``sharded_parameters()`` differ between ranks. The gradient is exact as it
+  stands: never average it, and put norms and checkpoints together over all ranks.
 
 How a loss keeps them is told in ``facelab.loss.collective``.
 """
@@ -54,7 +54,7 @@ class Loss(nn.Module):
     compares_images = False
 
     def sharded_parameters(self) -> list[str]:
-        """Dotted names, relative to the loss, of the parameters of which every rank holds another part."""
+        """Dotted names, relative to the loss, of the parameters and buffers of which every rank holds another part."""
         return []
 
     def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:

@@ -16,7 +16,7 @@ buffers and on parameters alone. A margin may own parameters and buffers as any 
 tells the one rule that this asks for.
 
 How the classes are gone through, ``ClassifierOptions`` tells: at once (``facelab.loss.columns``), in chunks
-(``facelab.loss.chunked``), or some of them (``facelab.loss.sampled``).
+(``facelab.loss.chunked``), or some of them (``facelab.loss.sampled``, ``facelab.loss.prototypes``).
 
 Precision: embeddings, norms, the target cosine, margins and softmax are computed in float32 (float64 stays), whatever
 autocast says; only the (B,D)×(D,C) product follows autocast. The target cosine is computed apart from it, since margins
@@ -41,6 +41,7 @@ from facelab.loss.collective import (
     sum_over_shards,
 )
 from facelab.loss.columns import Columns, Whole, unit, widen
+from facelab.loss.prototypes import Prototypes, Queues
 from facelab.loss.sampled import draw
 
 _INIT_STD = 0.01  # as arcface_torch; with normalised centres it sets their effective learning rate, not the logits
@@ -61,14 +62,17 @@ class ClassifierOptions:
         interclass_filter: a cosine above which another class is ignored for this row, as if it were not there:
             perhaps it is the same person under two names. ``None`` for no filter. arcface_torch, whose recipes for
             noisy data use 0.4, sets such a cosine to 0 instead.
+        prototypes: let a training step see the classes of the batch and those in their queues, and no others, with
+            gradients as of sampled classes; ``None`` for all. See ``facelab.loss.prototypes.Queues``.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or two of them exclude each other.
     """
 
     chunk: int | str | None
     sample_rate: float
     interclass_filter: float | None
+    prototypes: Prototypes | None = None
 
     def __post_init__(self) -> None:
         whole = self.chunk is None or self.chunk == "auto"
@@ -80,6 +84,18 @@ class ClassifierOptions:
             raise ValueError("sample_rate below 1 needs chunks: set chunk=auto")
         if self.interclass_filter is not None:
             require_between("interclass_filter", self.interclass_filter, -1.0, 1.0)
+        if self.prototypes is not None and self.sample_rate < 1:
+            raise ValueError(
+                f"sample_rate={self.sample_rate} and prototypes both choose the classes of a step: set sample_rate=1.0 "
+                "or prototypes.queue=null"
+            )
+        if self.prototypes is not None and self.chunk is None:
+            raise ValueError("prototypes need chunks: set chunk=auto")
+
+    @property
+    def some(self) -> bool:
+        """Whether a training step sees some of the classes only."""
+        return self.sample_rate < 1 or self.prototypes is not None
 
 
 @dataclass(frozen=True)
@@ -185,6 +201,7 @@ class MarginLoss(Loss):
         require_between("scale", scale, 1e-3, 1e4)
         self.scale = scale
         self.classifier = ClassCentres(num_classes, embedding_size)
+        self.queues: Queues | None = None  # where prototypes are mined
         self._seen_labels = False
 
     def row_scale(self, context: Context) -> float | Tensor:
@@ -218,14 +235,22 @@ class MarginLoss(Loss):
         """Choose how the classes are gone through.
 
         Raises:
-            ValueError: this loss has no cosines to filter by.
+            ValueError: this loss has no cosines to filter or to mine by; or mining needs faiss, which is not installed.
         """
         if options.interclass_filter is not None and not self.normalised:
             raise ValueError(
                 f"interclass_filter={options.interclass_filter} is a cosine, and {type(self).__name__} has none: "
                 "set it to null"
             )
-        self.options = options
+        if options.prototypes is not None and not self.normalised:
+            raise ValueError(
+                f"prototypes are mined by cosines, and {type(self).__name__} has none: set prototypes.queue=null, or "
+                "take the normalised softmax"
+            )
+        self.options, self.queues = options, None
+        if options.prototypes is not None:
+            weight = self.classifier.weight
+            self.queues = Queues(options.prototypes, self.classifier.num_classes, len(weight), weight.device)
 
     @property
     def others_are_plain(self) -> bool:
@@ -240,7 +265,7 @@ class MarginLoss(Loss):
         """(B,D) embeddings, (B,) int64 labels of this rank → the global batch's mean loss and top-1 accuracy.
 
         The accuracy is the share of rows to which no other class centre is as near, before any margin, as their own;
-        with sampled classes, no other of these.
+        with sampled classes or mined ones, no other of these.
         """
         self._check(embeddings, labels)
         product = _product_format(embeddings)
@@ -256,6 +281,8 @@ class MarginLoss(Loss):
             over_shards = sum_over_shards if self.combine == "sum" else logsumexp_over_shards
             loss = self.reduction(over_shards(found.total), scale * target, context)
             right = sum_over_shards((found.own > max_over_shards(found.best)).to(found.best.dtype))
+            if self.queues is not None and isinstance(classes, Chunks) and self.training:
+                self.queues.update(classes, embeddings, context.labels, right == 0)
             logs = {"accuracy": right.mean()}
             penalty = self.regulariser(context)
             if penalty is not None:
@@ -283,8 +310,8 @@ class MarginLoss(Loss):
             return torch.where(own, (scale * target)[:, None], column_scale * others)
 
     def sharded_parameters(self) -> list[str]:
-        """The class centres."""
-        return ["classifier.weight"]
+        """The class centres, and their queues where prototypes are mined."""
+        return ["classifier.weight", *(["queues.classes"] if self.queues is not None else [])]
 
     def _global_batch(self, embeddings: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Context]:
         """→ (B,D) embeddings that have entered the shards, normalised if the loss is, and the context."""
@@ -299,8 +326,10 @@ class MarginLoss(Loss):
     def _columns(self, context: Context) -> Columns:
         """The classes of this rank that take part in this step."""
         everything, rate = self._all_columns(context.labels), self.options.sample_rate
-        if rate == 1 or not self.training:
+        if not self.options.some or not self.training:
             return everything
+        if self.queues is not None:
+            return self.queues.choose(self.classifier, everything, context.step)
         own, here, part = everything.own, everything.here, self.classifier
         taken = draw(part.start, part.stop, rate, part.seed, context.step, own.device)
         taken[own[here]] = True
@@ -316,7 +345,7 @@ class MarginLoss(Loss):
         """Columns in a chunk, 0 for all at once: the same on every rank, since the ways differ in their collectives."""
         chunk, batch = self.options.chunk, len(embeddings)
         largest_shard = -(-self.classifier.num_classes // self.classifier.world)
-        sampled = self.options.sample_rate < 1 and self.training
+        sampled = self.options.some and self.training
         limit = WHOLE if self.others_are_plain else WHOLE_BY_HOOKS
         if chunk is None or (chunk == "auto" and not sampled and batch * largest_shard <= limit):
             return 0

@@ -4,9 +4,10 @@ Tensors have the names `model.<parameter or buffer>` and `optimizer.<parameter>.
 where a sampler adapts; everything else (step, position in the plan, configuration, running means of the log, best
 score) is one JSON text in the file's metadata.
 
-Class centres that are sharded over W > 1 ranks lie in W further files beside it, `<name>.shard-<r>-of-<W>.<step>`,
-each with its first row in its metadata. They are written first; the main file names them, so its rename makes all of
-them valid at once. Any number of ranks can read them: each reads the rows that it holds.
+Class centres that are sharded over W > 1 ranks, and what else belongs to a class, lie in W further files beside it,
+`<name>.shard-<r>-of-<W>.<step>`, each with its first row in its metadata. They are written first; the main file names
+them, so its rename makes all of them valid at once. Any number of ranks can read them: each reads the rows that it
+holds.
 """
 
 import json
@@ -55,7 +56,7 @@ def save(
 
     Args:
         path: final name; the file appears there complete or not at all.
-        model: its state_dict is stored; parameters named by `model.sharded` hold this rank's rows alone.
+        model: its state_dict is stored; what `model.sharded` names holds this rank's rows alone.
         optimizer: stored too if given; without it the file serves evaluation.
         meta: JSON-able values, `step` among them.
         sampler: what a sampler needs to go on, the same on every rank.

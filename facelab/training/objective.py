@@ -2,13 +2,14 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from facelab.loss.base import Loss
 from facelab.loss.classifier import ClassifierOptions, MarginLoss
+from facelab.loss.prototypes import Prototypes
 from facelab.training import centres
 from facelab.training.options import check_kind
 
@@ -41,11 +42,15 @@ def build_loss(node: DictConfig, embedding_size: int, num_classes: int, load: bo
     loss = instantiate(arguments, embedding_size=embedding_size, num_classes=num_classes)
     if given is None:
         return loss
+    given = dict(given)
     for name, kind in {"sample_rate": float, "interclass_filter": float | None}.items():
         check_kind(f"loss.classifier.{name}", given[name], kind)
     margins: list[Any] = [part for part in loss.modules() if isinstance(part, MarginLoss)]
     try:
-        options = ClassifierOptions(**{key: value for key, value in given.items() if key not in _BEGIN})
+        options = ClassifierOptions(
+            **{key: value for key, value in given.items() if key not in (*_BEGIN, "prototypes")},
+            prototypes=_prototypes(given),
+        )
         for margin in margins:
             margin.configure(options)
     except ValueError as error:
@@ -85,6 +90,16 @@ def about_loss(node: Any) -> str:
     return str(node["_target_"]).rsplit(".", 1)[-1] + values
 
 
+def _prototypes(given: dict[str, Any]) -> Prototypes | None:
+    """The options of hard prototype mining, or None where it is off."""
+    mining = given.get("prototypes")
+    if mining is None or mining["queue"] is None:
+        return None
+    for name, kind in get_type_hints(Prototypes).items():
+        check_kind(f"loss.classifier.prototypes.{name}", mining[name], kind)
+    return Prototypes(**mining)
+
+
 def _hand_over_losses(node: DictConfig) -> None:
     """A loss within a loss is made by that one, which alone is told D and C: it gets a function in its place."""
     for key, value in node.items_ex(resolve=False):
@@ -96,12 +111,16 @@ def _hand_over_losses(node: DictConfig) -> None:
             value._partial_ = True
 
 
-def _refuse_options_of_a_classifier(loss: Loss, given: DictConfig, options: ClassifierOptions) -> None:
+def _refuse_options_of_a_classifier(loss: Loss, given: dict[str, Any], options: ClassifierOptions) -> None:
     plain = {**{f.name: getattr(MarginLoss.options, f.name) for f in fields(options)}, **_BEGIN}
-    changed = [name for name, value in plain.items() if given.get(name, value) != value]
+    chosen = {**given, "prototypes": options.prototypes}
+    changed = [name for name, value in plain.items() if chosen.get(name, value) != value]
     if changed:
+        name, value = changed[0], chosen[changed[0]]
+        if isinstance(value, Prototypes):
+            name, value = f"{name}.queue", value.queue
         raise ValueError(
-            f"loss.classifier.{changed[0]} is {given[changed[0]]}, and {type(loss).__name__} has no classifier: "
+            f"loss.classifier.{name} is {value}, and {type(loss).__name__} has no classifier: "
             f"leave it at {_as_typed(plain[changed[0]])}"
         )
 

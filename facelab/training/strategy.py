@@ -55,7 +55,7 @@ def strategy(world: int) -> Any:
 
 
 def exclude_from_ddp(module: nn.Module, names: Iterable[str]) -> None:
-    """Marks the dotted names of sharded parameters, so that DistributedDataParallel leaves them alone."""
+    """Marks the dotted names of sharded parameters and buffers, so that DistributedDataParallel leaves them alone."""
     module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
 
 

@@ -7,11 +7,13 @@ from torch import nn
 
 from facelab.loss.base import Loss
 from facelab.loss.classifier import ClassifierOptions, MarginLoss
+from facelab.loss.prototypes import Prototypes
 from facelab.training.objective import COMMON, about_loss, build_loss
 
 COSFACE = {"_target_": "facelab.loss.cosface.CosFace", "scale": 30.0, "margin": 0.3}
 SOFTMAX = {"_target_": "facelab.loss.softmax.Softmax"}
 TRIPLET = {"_target_": "facelab.loss.triplet.Triplet", "margin": 0.2, "mining": "semi_hard", "squared": True}
+MINING = {"queue": 2, "refresh": 10, "threshold": 0.1, "search": "exact"}
 PLAIN = {"chunk": "auto", "sample_rate": 1.0, "interclass_filter": None}
 
 
@@ -38,6 +40,16 @@ def test_options_arrive():
     assert build_loss(OmegaConf.create(COSFACE), 4, 6).options == MarginLoss.options
 
 
+def test_hard_prototypes_arrive():
+    loss = build(COSFACE, prototypes=MINING)
+    assert loss.options.prototypes == Prototypes(2, 10, 0.1, "exact")
+    assert loss.queues.classes.shape == (6, 2)
+    assert loss.sharded_parameters() == ["classifier.weight", "queues.classes"]
+    for off in ({**MINING, "queue": None}, None):
+        for each in (COSFACE, SOFTMAX, TRIPLET):
+            assert getattr(build(each, prototypes=off), "queues", None) is None
+
+
 def test_they_arrive_in_all_parts():
     loss = build({"_target_": f"{__name__}.Sum"}, chunk=3)
     assert [part.options.chunk for part in loss.parts] == [3, 3]
@@ -53,6 +65,12 @@ def test_they_arrive_in_all_parts():
         (COSFACE, {"chunk": "none"}, r"loss\.classifier: chunk=none"),
         (COSFACE, {"interclass_filter": "0.4"}, r"loss\.classifier\.interclass_filter is '0\.4'"),
         (SOFTMAX, {"interclass_filter": 0.4}, r"loss\.classifier: interclass_filter=0\.4 .* Softmax"),
+        (COSFACE, {"prototypes": {**MINING, "queue": 0}}, r"loss\.classifier: prototypes\.queue=0"),
+        (COSFACE, {"prototypes": {**MINING, "queue": "all"}}, r"loss\.classifier\.prototypes\.queue is 'all'"),
+        (COSFACE, {"prototypes": {**MINING, "search": None}}, r"loss\.classifier\.prototypes\.search is None"),
+        (COSFACE, {"prototypes": MINING, "sample_rate": 0.5}, r"loss\.classifier: sample_rate=0\.5 and prototypes"),
+        (SOFTMAX, {"prototypes": MINING}, r"loss\.classifier: prototypes .* Softmax"),
+        (TRIPLET, {"prototypes": MINING}, r"loss\.classifier\.prototypes\.queue is 2, and Triplet has no classifier"),
         (TRIPLET, {"sample_rate": 0.5}, r"loss\.classifier\.sample_rate is 0\.5, and Triplet has no classifier"),
     ],
 )
