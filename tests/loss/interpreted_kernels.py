@@ -165,8 +165,8 @@ def test_products_that_are_no_cosines_and_a_scale_for_each_row(monkeypatch, prod
 def test_a_pass_over_the_same_logits(product, kept):
     """Where no product lies between, the passes in bf16 are as exact as their format."""
     generator = torch.Generator().manual_seed(1)
-    logits = (20 * torch.randn(5, 13, generator=generator)).to(product)
-    place, limit = torch.tensor([4, 16, 17, -1, 9]), torch.full((5, 1), 25.0)
+    logits = (20 * torch.randn(5, 13, generator=generator) - 90).to(product)  # all below 0
+    place, limit = torch.tensor([4, 16, 17, -1, 9]), torch.full((5, 1), -65.0)
     largest, sums, best = torch.empty(5), torch.empty(5), torch.full((5,), -1e30)
     own, room = torch.full((5,), -torch.inf), torch.empty(kept, 13, dtype=product)
     chunk_kernels.scan(logits, place, 4, limit, largest, sums, best, own, room if kept else None)

@@ -62,7 +62,9 @@ def test_they_can_be_built_for_a_gpu(name, product, missing, constants, capabili
     for key in types.keys() & POINTERS.keys() - constants.keys():
         types[key] = "*" + (product if POINTERS[key] == "product" else POINTERS[key])
     places = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
-    built = compile(ASTSource(kernel, types, places), target=GPUTarget("cuda", capability, 32))
+    built = compile(
+        ASTSource(kernel, types, places), target=GPUTarget("cuda", capability, 32), options=chunk_kernels._FUSE
+    )
     assert f"sm_{capability}" in built.asm["ptx"]
 
 
