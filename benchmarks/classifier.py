@@ -1,7 +1,8 @@
-"""Time and memory of a classifier's step, forward and backward: chunked against the plain method of the field.
+r"""Time and memory of a classifier's step, forward and backward: chunked against the plain method of the field.
 
     plain     normalise embeddings and centres, multiply, take the margin off the target, scale, cross-entropy: autograd
     facelab   CosFace with `chunk: auto`: the same loss and gradients
+    unfused   the same by torch's passes where facelab has kernels, that is on a GPU
     whole     CosFace with `chunk: null`
     sampled   CosFace with `sample_rate: 0.1`: another loss, as PartialFC's
     prototypes  CosFace with `prototypes.queue: 32`, the queues drawn by chance and never searched: another loss
@@ -9,15 +10,18 @@
     gemm      four bare products of that size, in the products' number format, with no memory to pay
 
 Every method has a process of its own, and in every round each makes a step, one after another, so that whatever else
-the machine does slows all alike; the first step is not counted. Ratios are medians of the rounds' ratios to plain.
-`extra` is the peak of memory during a step beyond what it begins with and the centres' gradient: resident pages on a
-CPU (of Linux), torch's allocations on a GPU. A method that runs out of memory on a GPU stands in the table without
-numbers.
+the machine does slows all alike; on a GPU, whose memory they could not share, one method after another makes all its
+steps. The first step is not counted. Ratios are medians of the rounds' ratios to plain. `extra` is the peak of memory
+during a step beyond what it begins with and the centres' gradient: resident pages on a CPU (of Linux), torch's
+allocations on a GPU. A method that runs out of memory stands in the table with these words.
 
     python benchmarks/classifier.py                                                  # CPU, B=512 D=512 C=200,000
-    python benchmarks/classifier.py --device cuda --batch 1024 --precision bf16 --classes 10000 100000 1000000 10000000
+    python benchmarks/classifier.py --classes 10000 20000 50000 100000 200000        # curves over C
+    python benchmarks/classifier.py --device cuda --batch 1024 --precision bf16 \
+        --methods plain facelab unfused sampled gemm --classes 10000 100000 1000000 10000000
 
-Results go to results/classifier.csv, but from a busy machine only with --record.
+Results go to results/classifier.csv, but from a busy machine only with --record; classifier_picture.py draws them, and
+classifier_scaling.py says what they mean for more classes and GPUs.
 """
 
 import argparse
@@ -33,9 +37,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from recording import BUSY, load, machine, record, today
+from recording import BUSY, RESULTS, load, machine, record, today
 
-METHODS = ("plain", "facelab", "whole", "sampled", "prototypes", "hooks", "gemm")
+METHODS = ("plain", "facelab", "unfused", "whole", "sampled", "prototypes", "hooks", "gemm")
+NO_MEMORY = "out of memory"
 SCALE, MARGIN = 64.0, 0.35
 STEP = 1  # not 0, at which queues are searched
 
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, help="columns in a chunk, in place of auto")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--record", action="store_true", help="even from a busy machine")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the table")
     parser.add_argument("--worker", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -63,55 +69,68 @@ def main() -> None:
         print("not recorded")
         return
     key = ["machine", "python", "torch", "threads", "precision", "batch", "size", "classes", "chunk", "method"]
-    print(record("classifier", key, rows))
+    print(record("classifier", key, rows, options.results))
 
 
 def compare(options: argparse.Namespace, classes: int, before: str) -> list[dict[str, str]]:
     """One number of classes: the rows of the table."""
     sizes = {name: str(getattr(options, name)) for name in ("device", "precision", "batch", "size", "chunk")}
-    flags = [part for name, value in sizes.items() if value != "None" for part in (f"--{name}", value)]
-    workers = {}
-    for method in options.methods:
-        command = [sys.executable, __file__, "--worker", method, "--classes", str(classes), *flags]
-        workers[method] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    about = {method: ask(worker) for method, worker in workers.items()}  # a first step
-    steps: dict[str, list[dict[str, Any]]] = {method: [] for method in workers}
-    for _ in range(options.rounds):
-        for method, worker in workers.items():
-            steps[method].append(ask(worker))
-    for worker in workers.values():
-        worker.communicate()
-    reference = steps.get("plain") if "seconds" in about.get("plain", {}) else None
+    about, steps = measure(options, classes, sizes)
+    print(f"\nB={options.batch} D={options.size} C={classes:,} {options.precision}, {about['name']}")
     rows = []
-    print(
-        f"\nB={options.batch} D={options.size} C={classes:,} {options.precision}, {about[options.methods[0]]['name']}"
-    )
     for method, found in steps.items():
-        ratios = ("", "")
-        seconds, extra, loss = "", "", ""
-        if "seconds" in about[method]:
-            seconds = f"{statistics.median(step['seconds'] for step in found):.4g}"
-            extra = f"{max(step['extra'] for step in found) / 2**20:.1f}"
-            loss = "" if method == "gemm" else f"{found[0]['loss']:.5f}"
-            if reference is not None:
-                pairs = list(zip(found, reference, strict=True))
-                time_ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
-                ratios = (f"{time_ratio:.3f}", f"{statistics.median(a['extra'] / b['extra'] for a, b in pairs):.4f}")
+        figures = summary(found, steps.get("plain", []))
+        loss = "" if method == "gemm" or not all(found) else f"{found[0]['loss']:.5f}"
         print(
-            f"{method:10} {seconds:>8} s {ratios[0]:>6} × plain   {extra:>9} MiB {ratios[1]:>7} × plain   loss {loss}"
+            f"{method:10} {figures['seconds']:>13} s {figures['time_to_plain']:>6} × plain   "
+            f"{figures['extra_mib']:>9} MiB {figures['memory_to_plain']:>7} × plain   loss {loss}"
         )
-        versions = {"python": platform.python_version(), "torch": about[method]["torch"]}
-        where = {
-            "date": today(),
-            "machine": about[method]["name"],
-            **versions,
-            "threads": str(about[method]["threads"]),
-        }
+        versions = {"python": platform.python_version(), "torch": about["torch"], "threads": str(about["threads"])}
+        where = {"date": today(), "machine": about["name"], **versions}
         what = {**sizes, "chunk": sizes["chunk"].replace("None", "auto"), "classes": str(classes), "method": method}
         what.pop("device")
-        figures = {"seconds": seconds, "extra_mib": extra, "time_to_plain": ratios[0], "memory_to_plain": ratios[1]}
         rows.append({**where, **what, **figures, "loss": loss, "rounds": str(options.rounds), "load": before})
     return rows
+
+
+def measure(
+    options: argparse.Namespace, classes: int, sizes: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """Where it was measured, and every method's steps; of one that runs out of memory they are empty."""
+    flags = [part for name, value in sizes.items() if value != "None" for part in (f"--{name}", value)]
+    about: dict[str, Any] = {}
+    steps: dict[str, list[dict[str, Any]]] = {method: [] for method in options.methods}
+    groups = [[method] for method in options.methods] if options.device == "cuda" else [options.methods]
+    for group in groups:
+        workers = {}
+        for method in group:
+            command = [sys.executable, __file__, "--worker", method, "--classes", str(classes), *flags]
+            workers[method] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for worker in workers.values():
+            about = ask(worker)["about"]  # a first step
+        for _ in range(options.rounds):
+            for method, worker in workers.items():
+                steps[method].append(ask(worker)["step"])
+        for worker in workers.values():
+            worker.communicate()
+    return about, steps
+
+
+def summary(found: list[dict[str, Any]], plain: list[dict[str, Any]]) -> dict[str, str]:
+    """Median seconds, the largest memory, and what they are of plain's."""
+    if not all(found):
+        return {"seconds": NO_MEMORY, "extra_mib": "", "time_to_plain": "", "memory_to_plain": ""}
+    time_ratio = memory_ratio = ""
+    if plain and all(plain):
+        pairs = list(zip(found, plain, strict=True))
+        time_ratio = f"{statistics.median(a['seconds'] / b['seconds'] for a, b in pairs):.3f}"
+        memory_ratio = f"{statistics.median(a['extra'] / b['extra'] for a, b in pairs):.4f}"
+    return {
+        "seconds": f"{statistics.median(step['seconds'] for step in found):.4g}",
+        "extra_mib": f"{max(step['extra'] for step in found) / 2**20:.1f}",
+        "time_to_plain": time_ratio,
+        "memory_to_plain": memory_ratio,
+    }
 
 
 def ask(worker: subprocess.Popen) -> dict[str, Any]:
@@ -139,10 +158,10 @@ def work(options: argparse.Namespace) -> None:
             if step is None:
                 build(options, 1000)()  # loads libraries, which are not the method's
                 step = build(options, options.classes[0])
-            print(json.dumps({**about, **step()}), flush=True)
+            print(json.dumps({"about": about, "step": step()}), flush=True)
         except torch.OutOfMemoryError:
-            step = lambda: {}  # noqa: E731
-            print(json.dumps(about), flush=True)
+            step = dict
+            print(json.dumps({"about": about, "step": {}}), flush=True)
 
 
 def build(options: argparse.Namespace, classes: int) -> Callable[[], dict[str, float]]:
@@ -190,6 +209,7 @@ def margin(options: argparse.Namespace, classes: int) -> Any:
     """Facelab's loss, without memory as yet."""
     import torch
 
+    from facelab.loss import chunked_softmax
     from facelab.loss.classifier import ClassifierOptions
     from facelab.loss.cosface import CosFace
     from facelab.loss.curricularface import CurricularFace
@@ -199,6 +219,8 @@ def margin(options: argparse.Namespace, classes: int) -> Any:
         loss: Any = CosFace(options.size, classes, SCALE, MARGIN)
         if options.worker == "hooks":
             loss = CurricularFace(options.size, classes, SCALE, 0.5, 0.01)
+    if options.worker == "unfused":
+        chunked_softmax.fused = lambda scaled, product: False
     chunk = None if options.worker == "whole" else options.chunk or "auto"
     mined = Prototypes(32, 10**9, 0.0, "exact") if options.worker == "prototypes" else None
     loss.configure(ClassifierOptions(chunk, 0.1 if options.worker == "sampled" else 1.0, None, mined))

@@ -33,22 +33,27 @@ def load() -> str:
     return f"{value:.1f}"
 
 
-def record(name: str, key: list[str], rows: list[dict[str, str]]) -> Path:
-    """Puts rows into results/<name>.csv: those with the same key are replaced, all others stay.
+def read(file: Path) -> list[dict[str, str]]:
+    """The rows of a table; none where there is no file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def record(name: str, key: list[str], rows: list[dict[str, str]], folder: Path = RESULTS) -> Path:
+    """Puts rows into <folder>/<name>.csv: those with the same key are replaced, all others stay.
 
     Args:
         name: of the measurement.
         key: columns that say what was measured, where, and with which versions.
         rows: all with the same columns, in their order; a column that the file has beside them is dropped.
+        folder: where the table is.
     """
-    file = RESULTS / f"{name}.csv"
-    kept = []
-    if file.exists():
-        with file.open(newline="") as opened:
-            kept = list(csv.DictReader(opened))
+    file = folder / f"{name}.csv"
     new = {tuple(row[column] for column in key) for row in rows}
-    kept = [row for row in kept if tuple(row.get(column) for column in key) not in new]
-    file.parent.mkdir(exist_ok=True)
+    kept = [row for row in read(file) if tuple(row.get(column) for column in key) not in new]
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="") as opened:
         writer = csv.DictWriter(opened, list(rows[0]), restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

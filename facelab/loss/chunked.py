@@ -93,17 +93,8 @@ class _Gradient:
             self.kept = min(batch, weight.shape[1] * weight.element_size() // product.itemsize)
             self.format = product
 
-    def keep(self, start: int, exponentials: Tensor) -> None:
-        """Put the first rows of a chunk's (B,c) exponentials away."""
-        if self.kept:
-            self._room(start, exponentials.shape[1]).copy_(exponentials[: self.kept])
-
-    def give_back(self, start: int, exponentials: Tensor) -> None:
-        """Fill the first rows again."""
-        if self.kept:
-            exponentials[: self.kept].copy_(self._room(start, exponentials.shape[1]))
-
-    def _room(self, start: int, columns: int) -> Tensor:
+    def room(self, start: int, columns: int) -> Tensor:
+        """(kept,c) where the exponentials of the first rows and of a chunk are, or are to be put."""
         assert self.rows is not None
         room = self.rows[start : start + columns].view(-1).view(self.format)
         return room[: self.kept * columns].view(self.kept, columns)

@@ -171,6 +171,7 @@ WHOLE, WHOLE_BY_HOOKS = 2**18, 2**22
 # Elements of its part in a chunk; a quarter for a margin's own hooks, of whose steps autograd keeps some. Enough to
 # fill a GPU; on a CPU within the last cache, and not so few that threads wait for each other more than they compute.
 _CHUNK = {"cpu": 2**22, "cuda": 2**26}
+_ALIGNED = 64  # columns of a chunk are a multiple: a GPU reads and multiplies rows that begin anywhere more slowly
 
 
 class MarginLoss(Loss):
@@ -352,7 +353,8 @@ class MarginLoss(Loss):
         if isinstance(chunk, int):
             return chunk
         elements = _CHUNK.get(embeddings.device.type, _CHUNK["cpu"]) // (1 if self.others_are_plain else 4)
-        return max(elements // max(*embeddings.shape, 1), 1)
+        columns = max(elements // max(*embeddings.shape, 1), 1)
+        return columns - columns % _ALIGNED if columns > _ALIGNED else columns
 
     def _target_cosine(self, embeddings: Tensor, classes: Whole | Chunks, columns: Columns, context: Context) -> Tensor:
         """(B,) cosθ_y, on every rank; NaN for a label that is no class."""

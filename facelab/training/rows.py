@@ -24,10 +24,14 @@ class _ByRows(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         with _aside(self) as sparse:
+            self.prepare()
             super().step()
         for group, parameter, rows, values in sparse:
             self.move(group, parameter, rows, values)
         return result
+
+    def prepare(self) -> None:
+        """Called before torch's own step."""
 
     def move(self, group: dict[str, Any], parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
         """Moves some rows (n,) of a parameter by their gradient (n,…)."""
@@ -36,6 +40,14 @@ class _ByRows(torch.optim.Optimizer):
 
 class RowSGD(_ByRows, torch.optim.SGD):
     """torch.optim.SGD, by rows where the gradient is sparse."""
+
+    def prepare(self) -> None:
+        """Torch's fused step wants all momenta or none: one that is lacking begins with zeros, which is the same."""
+        for group in self.param_groups:
+            if group["fused"] and group["momentum"]:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        _state(self, parameter, "momentum_buffer", parameter)
 
     def move(self, group: dict[str, Any], parameter: nn.Parameter, rows: Tensor, values: Tensor) -> None:
         """As torch does, with these rows' momentum alone."""

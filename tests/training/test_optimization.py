@@ -11,6 +11,7 @@ from torch import nn
 
 from facelab.loss.cosface import CosFace
 from facelab.training.optimization import SGD, AdamW, Cosine, MultiStep, Poly, Schedule
+from facelab.training.rows import RowSGD
 
 EPOCH = 10  # steps
 
@@ -192,6 +193,43 @@ def test_recipes_hand_their_numbers_on():
     built = adamw(betas=[0.8, 0.95], eps=1e-6).build(nn.Linear(2, 3))
     assert isinstance(built, torch.optim.AdamW)
     assert (built.defaults["betas"], built.defaults["eps"]) == ((0.8, 0.95), 1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_a_fused_step_is_the_same_step(momentum):
+    """As on a GPU; one parameter gets its first gradient later than the others, one has sparse gradients."""
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3), torch.randn(5), torch.randn(6, 2)]
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(1)
+        dense, late, sparse = parameters = [nn.Parameter(value.clone()) for value in start]
+        optimizer = RowSGD(parameters, lr=0.1, momentum=momentum, nesterov=momentum > 0, weight_decay=0.1, fused=fused)
+        for step in range(4):
+            dense.grad = torch.randn(4, 3)
+            late.grad = torch.randn(5) if step > 1 else None
+            values = torch.randn(2, 2)
+            sparse.grad = torch.sparse_coo_tensor(torch.tensor([[1, 4]]), values, (6, 2), check_invariants=True)
+            optimizer.step()
+        found.append(parameters)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all((one != value).any() for one, value in zip(found[1], start, strict=True))
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_makes_no_copy():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = nn.Linear(1000, 1000, device="cuda")
+    optimizer = sgd().build(model)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        optimizer.step()
+    assert torch.cuda.max_memory_allocated() - before < 10**6
 
 
 def test_the_rate_is_a_share_of_the_full_one():
