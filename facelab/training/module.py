@@ -19,6 +19,7 @@ from facelab.loss.base import Loss
 from facelab.loss.collective import rank_and_world
 from facelab.training.averaging import Average
 from facelab.training.checkpoint import Progress
+from facelab.training.histograms import Histograms
 from facelab.training.optimization import Recipe
 from facelab.training.strategy import clip_gradients, deal_in, exclude_from_ddp, no_sync, share_buffers
 
@@ -72,6 +73,7 @@ class FaceModule(pl.LightningModule):
         self.accumulate: int = data.options.accumulate
         self.average: Average | None = None
         self.result: Any = None
+        self.histograms = Histograms(data.steps, progress.histograms)
         self._embedded: list[Tensor] = []
         self._last: Tensor | None = None
         self._sums = {key: torch.zeros((), dtype=torch.float64) for key in ("loss", "accuracy", "grad_norm")}
@@ -140,6 +142,7 @@ class FaceModule(pl.LightningModule):
                 output = self.loss(self(normalise(part)), labels, step)
                 self.manual_backward(output.loss * share)
             self._last = output.loss.detach()
+            self.histograms.add(output.rows, step)
             self._add("loss", self._last * share)
             self._add("accuracy", output.logs["accuracy"] * share if "accuracy" in output.logs else None)
         self._add("grad_norm", self._clip())
