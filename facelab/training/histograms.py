@@ -5,6 +5,7 @@ They are counted on the device; who reads them waits for it. All ranks count the
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Histograms:
 
     def pack(self) -> dict[str, list[list[int]]]:
         """All counts, for a checkpoint's JSON: of each row the first bin not empty, and the counts from there."""
-        packed = {}
+        packed: dict[str, list[list[int]]] = {}
         for kind, counts in self._counts.items():
             rows = packed[kind] = []
             for row in counts.cpu().numpy():
@@ -104,11 +105,11 @@ class Histograms:
         counts = {kind: of_kind for kind, of_kind in counts.items() if of_kind.any()}
         if not counts:
             return
-        images = batch_size * np.array(bounds)
-        edges = {f"{kind}_edges": EDGES[kind] for kind in counts}
+        arrays: dict[str, Any] = {"images": batch_size * np.array(bounds), **counts}
+        arrays |= {f"{kind}_edges": EDGES[kind] for kind in counts}
         try:
             with atomic(path) as temporary:
-                np.savez_compressed(temporary, images=images, **counts, **edges)
+                np.savez_compressed(temporary, **arrays)
         except OSError as error:
             raise OSError(
                 f"{path} cannot be written ({error.strerror}): mend that (free some space), and start the same command "
