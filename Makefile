@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-data test-gpu test-versions lint format bench wheel clean
+.PHONY: help setup train test test-data test-gpu test-versions lint format bench margins wheel clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: $(READY) ## measure loader, training step and start-up; results go to ben
 	@$(RUN) benchmarks/train_step.py
 	@$(RUN) benchmarks/train_step.py --backbones tiny --precisions bf16 --ours both prelu memory none --batch 128
 	@$(RUN) benchmarks/startup.py
+
+margins: $(READY) ## draw what the margins of conf/loss do: docs/margins.png
+	@$(RUN) -m facelab.report.margins out=docs/margins.png
 
 wheel: $(READY) ## build dist/*.whl and the source archive
 	@$(RUN) -m build --quiet

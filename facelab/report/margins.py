@@ -24,13 +24,27 @@ from facelab.door import configuration_folder
 from facelab.loss.classifier import Context, MarginLoss
 from facelab.report import style
 
-WIDTH, HEIGHT, DPI = 14.0, 6.0, 130  # inches and dots per inch
-_COLORS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.GREY, style.INK)
+WIDTH, HEIGHT, DPI = 14.0, 8.2, 130  # inches and dots per inch
+COLUMNS = 3  # of losses with a boundary
+_COLORS = (
+    style.BLUE,
+    style.VERMILLION,
+    style.GREEN,
+    style.ORANGE,
+    style.PURPLE,
+    style.SKY,
+    style.GREY,
+    style.INK,
+    "#8c510a",
+)
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))  # the curves of one loss
 _SECOND_ROUND = (0, (6, 1.5, 1, 1.5))  # where there are more losses than colours
 _ANGLES = np.linspace(0, np.pi, 721)
 _QUESTION = "Two classes: who gets an embedding at θ1 from one centre and θ2 from the other?"
-_ANSWER = "Above both lines class 1, below both class 2; between them training is content with neither."
+_ANSWER = (
+    "Above both lines of a colour class 1 gets it, below both class 2; between them training is content with neither.\n"
+    "Dashed: the boundary without a margin, which is also that of a test."
+)
 _LATE = 10**6  # a step at which annealing is over
 _NORM = 20.0  # length of an embedding where nothing else is said
 
@@ -119,41 +133,60 @@ def draw(out: Path) -> Path:
         matplotlib.rcParams.update(style.SETTINGS)
         figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
         canvas = FigureCanvasAgg(figure)
-        columns = 4
-        rows = -(-len(compete) // columns)
-        halves = figure.add_gridspec(1, 2, left=0.045, right=0.985, top=0.86, bottom=0.09, width_ratios=(1, 1.25))
-        _logits(figure.add_subplot(halves[0]), found)
-        grid = halves[1].subgridspec(rows, columns, hspace=0.3, wspace=0.12)
+        left = figure.add_gridspec(2, 1, left=0.045, right=0.455, top=0.955, bottom=0.06, height_ratios=(1.5, 1))
+        _logits(figure.add_subplot(left[0]), found)
+        _drops(figure.add_subplot(left[1]), found)
+        rows = len(compete) // COLUMNS + 1  # there is a place left for words
+        grid = figure.add_gridspec(rows, COLUMNS, left=0.515, right=0.985, top=0.865, bottom=0.06, wspace=0.12)
         for i, name in enumerate(compete):
-            axes = figure.add_subplot(grid[i // columns, i % columns])
+            axes = figure.add_subplot(grid[i // COLUMNS, i % COLUMNS])
             own = [curve for curve in found if curve.loss == name]
-            _two_classes(axes, own, first=i % columns == 0, last=i + columns >= len(compete))
-        edge = grid[0, 0].get_position(figure).x0
-        figure.text(edge, 0.955, _QUESTION, fontsize=10, fontweight="bold", va="center")
-        figure.text(edge, 0.922, _ANSWER, fontsize=8, color=style.GREY, va="center")
+            _two_classes(axes, own, first=i % COLUMNS == 0, last=i + COLUMNS >= len(compete))
+        figure.text(0.515, 0.968, _QUESTION, fontsize=10, fontweight="bold", va="center")
+        figure.text(0.515, 0.93, _ANSWER, fontsize=8, color=style.GREY, va="center", linespacing=1.5)
+        alone = ", ".join(name for name in names if name not in compete)
+        words = f"{alone}:\neach class is asked for itself,\nso there is no boundary\nbetween two of them"
+        if alone:
+            rest = figure.add_subplot(grid[-1, len(compete) % COLUMNS :])
+            rest.set_axis_off()
+            rest.text(0.5, 0.5, words, color=style.GREY, fontsize=8, ha="center", va="center", linespacing=1.5)
         with atomic(out) as temporary:
             canvas.print_png(temporary)
     return out
 
 
 def _logits(axes: Axes, found: list[Curve]) -> None:
-    axes.set_title("Target logit ÷ scale over the angle to the own class", pad=26)
+    axes.set_title("Target logit ÷ scale over the angle to the own class centre")
+    _plot(axes, found, [curve.target for curve in found])
+    axes.tick_params(labelbottom=False)
+    axes.set_ylabel("target logit ÷ scale", labelpad=2)
+    axes.set_ylim(-2.35, 1.05)
+    axes.legend(loc="lower left", ncols=2, columnspacing=1.2, handlelength=2.2)
+
+
+def _drops(axes: Axes, found: list[Curve]) -> None:
+    axes.set_title("How far that is below cos θ: what the margin asks for")
+    _plot(axes, found, [np.cos(_ANGLES) - curve.target for curve in found])
+    axes.set_xlabel("θ, degrees")
+    axes.set_ylabel("cos θ − target logit ÷ scale", labelpad=2)
+    axes.set_ylim(-0.05, 1.3)
+
+
+def _plot(axes: Axes, found: list[Curve], drawn: list[np.ndarray]) -> None:
+    """A line over the angle for each curve: a colour for a loss, dashes for its several curves."""
     names = list(dict.fromkeys(curve.loss for curve in found))
-    for curve in found:
+    for curve, values in zip(found, drawn, strict=True):
         i = names.index(curve.loss)
         several = [other for other in found if other.loss == curve.loss]
         number = [other.note for other in several].index(curve.note)
         dashes = _DASHES[number] if i < len(_COLORS) else _SECOND_ROUND
         label = f"{curve.loss} ({curve.note})" if curve.note else curve.loss
         # A jump past π is a jump: no line joins its two sides.
-        values = curve.target.copy()
-        values[1:][np.abs(np.diff(values)) > 0.03] = np.nan
+        values = values.copy()
+        values[1:][np.abs(np.diff(curve.target)) > 0.03] = np.nan
         axes.plot(np.degrees(_ANGLES), values, color=_COLORS[i % len(_COLORS)], linestyle=dashes, label=label)
     axes.set_xlim(0, 180)
     axes.set_xticks(range(0, 181, 30))
-    axes.set_xlabel("θ, degrees")
-    axes.set_ylim(-2.35, 1.05)
-    axes.legend(loc="lower left", ncols=2, columnspacing=1.2, handlelength=2.2)
 
 
 def _two_classes(axes: Axes, found: list[Curve], first: bool, last: bool) -> None:
@@ -168,18 +201,22 @@ def _two_classes(axes: Axes, found: list[Curve], first: bool, last: bool) -> Non
         axes.plot(degrees, other, color=color, linewidth=1.4, label=curve.note)
         axes.plot(other, degrees, color=color, linewidth=1.4)
     axes.plot([0, 180], [0, 180], color=style.GREY, linewidth=0.7, linestyle=(0, (4, 3)))
+    for place, text in (((0.04, 0.95), "class 1"), ((0.96, 0.05), "class 2")):
+        side, edge = ("left", "top") if place[0] < 0.5 else ("right", "bottom")
+        axes.text(*place, text, transform=axes.transAxes, fontsize=7.5, color=style.GREY, ha=side, va=edge)
     axes.set_xlim(0, 120)
     axes.set_ylim(0, 120)
     axes.set_aspect("equal")
-    axes.set_xticks((0, 60, 120))
-    axes.set_yticks((0, 60, 120))
+    axes.set_xticks(range(0, 121, 30))
+    axes.set_yticks(range(0, 121, 30))
     axes.tick_params(labelleft=first, labelbottom=last)
     if first:
         axes.set_ylabel("θ2, degrees", labelpad=2)
     if last:
         axes.set_xlabel("θ1, degrees", labelpad=2)
     if len(found) > 1:
-        axes.legend(loc="lower right", fontsize=7, handlelength=1)
+        words = axes.legend(loc="lower right", fontsize=7, handlelength=1, bbox_to_anchor=(1, 0.08), frameon=True)
+        words.get_frame().set(edgecolor="none", alpha=0.9)
 
 
 def main() -> None:

@@ -102,6 +102,52 @@ def accuracy(axes: Axes, record: Record) -> None:
     axes.legend(loc="best", handlelength=1.2)
 
 
+def angle(axes: Axes, record: Record) -> None:
+    """How the training images' angles to their own class centre are spread, over images seen."""
+    axes.set_title("Angle to the own class centre")
+    if not _spread(axes, record, "angle"):
+        return style.empty(axes, "this loss compares no embedding with a class centre by its angle")
+    axes.set_ylabel("degrees")
+    low, high = axes.get_ylim()
+    axes.set_yticks(range(0, 181, 30 if high - low > 60 else 10))
+    axes.set_ylim(max(low, 0), min(high, 180))
+
+
+def norm(axes: Axes, record: Record) -> None:
+    """How the lengths of the training images' embeddings are spread, over images seen; logarithmic like gradients."""
+    axes.set_title("Feature norm")
+    if not _spread(axes, record, "norm"):
+        return style.empty(axes, "this loss does not tell the norms of its embeddings")
+    axes.set_ylabel("norm of the embedding")
+    low, high = axes.get_ylim()
+    if high > 8 * low:
+        axes.set_yscale("log")
+        style.plain_logarithm(axes)
+        axes.set_ylim(low, high)
+
+
+def _spread(axes: Axes, record: Record, kind: str) -> bool:
+    """Densities side by side, dark where many images are, under lines of the middle and the tails; False without."""
+    if kind not in record.spreads:
+        return False
+    spread = record.spreads[kind]
+    middle = (spread.images[1:] + spread.images[:-1]) / 2
+    low, lower, median, upper, high = spread.quantiles((0.002, 0.1, 0.5, 0.9, 0.998)).T
+    room = 0.04 * (high.max() - low.min()) + 1e-3 * high.max()
+    axes.set_ylim(max(low.min() - room, 0.9 * low.min()), high.max() + room)
+    # The bins are equally wide in degrees and in octaves; the two without end have no place here.
+    inside = np.isfinite(spread.edges) & ((spread.edges > 0) | (kind == "angle"))
+    density = spread.density()[:, inside[:-1] & inside[1:]].T
+    shown = np.ma.masked_less(density, 0.01 * max(density.max(), 1e-9))
+    axes.pcolormesh(spread.images, spread.edges[inside], shown, cmap=style.DENSITY, vmin=0)
+    axes.plot(middle, median, color=INK, label="median")
+    axes.plot(middle, lower, color=INK, linewidth=0.9, linestyle=style.DASHED, label="10 % and 90 %")
+    axes.plot(middle, upper, color=INK, linewidth=0.9, linestyle=style.DASHED)
+    style.images_axis(axes, _end(record))
+    axes.legend(loc="best", ncols=2)
+    return True
+
+
 def histogram(axes: Axes, record: Record) -> None:
     """How the scores of genuine and of impostor pairs are spread."""
     if not record.scores:

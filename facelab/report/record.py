@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from facelab.report.spread import Spread
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -49,6 +51,7 @@ class Record:
         metrics: metrics.json; empty while the run is unfinished.
         scores: the score files, that of the reported benchmark first.
         config: config.yaml, or empty.
+        spreads: of histograms.npz, by kind: angle (degrees), norm; those that were counted.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Record:
     metrics: dict[str, Any]
     scores: list[Scores]
     config: dict[str, Any]
+    spreads: dict[str, Spread]
 
     def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Images seen and the values of a column where it has some, both (rows,)."""
@@ -83,7 +87,12 @@ def read_record(path: Path) -> Record:
     # Benchmarks that were evaluated later lie beside the one that the run itself reports.
     scores.sort(key=lambda one: f"{one.name}/accuracy" not in metrics)
     return Record(
-        path, _read_history(path / "metrics.csv"), metrics, scores, _parsed(path / "config.yaml", yaml.safe_load)
+        path,
+        _read_history(path / "metrics.csv"),
+        metrics,
+        scores,
+        _parsed(path / "config.yaml", yaml.safe_load),
+        _read_spreads(path / "histograms.npz"),
     )
 
 
@@ -110,6 +119,17 @@ def _number(cell: str | None) -> float:
         return float(cell) if cell else np.nan
     except ValueError:
         return np.nan
+
+
+def _read_spreads(path: Path) -> dict[str, Spread]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kinds = [key for key in ("angle", "norm") if key in file]
+            return {kind: Spread(file["images"], file[f"{kind}_edges"], file[kind]) for kind in kinds}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: no file of histograms ({error}); delete it to draw without") from error
 
 
 def _read_scores(path: Path) -> Scores:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,16 +18,18 @@ from facelab.atomic import atomic
 from facelab.report import panels, style
 from facelab.report.record import Record, read_record
 
-WIDTH, HEIGHT, DPI = 13.2, 8.4, 150  # inches and dots per inch: 1,980 × 1,260 pixels
+WIDTH, HEIGHT, DPI = 13.2, 8.4, 150  # inches and dots per inch: 1,980 × 1,260 pixels of two rows
+PANEL, PITCH = 2.47, 3.45  # inches: height of a panel, from a row to the next
 GRID = (
     (panels.loss, panels.accuracy, panels.histogram),
     (panels.rate, panels.gradient, panels.det),
 )
+SPREADS = (panels.angle, panels.norm)  # a third row, of runs that have counted
 EVALUATED = ((panels.histogram, panels.det),)  # an evaluation has no history
 
 
 def draw(run: Path) -> Path:
-    """Draws report.png into a run directory: training curves, score histogram, DET curve, key numbers.
+    """Draws report.png into a run directory: curves and spreads of training, score histogram, DET, key numbers.
 
     Of an evaluation it shows the histogram and the curve alone. Panels whose files or rows are missing say so, so an
     interrupted run has a picture too.
@@ -46,27 +49,29 @@ def draw(run: Path) -> Path:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
         matplotlib.rcParams.update(style.SETTINGS)
-        drawn = EVALUATED if "checkpoint" in record.config else GRID
-        height = HEIGHT - 3.0 * (len(GRID) - len(drawn))
+        drawn = _rows(record)
+        height = HEIGHT + PITCH * (len(drawn) - len(GRID))
         figure = Figure(figsize=(WIDTH, height), dpi=DPI)
         canvas = FigureCanvasAgg(figure)  # no pyplot: nothing global, no display, no figure left open
-        grid = figure.add_gridspec(
-            len(drawn),
-            len(drawn[0]),
-            left=0.055,
-            right=0.98,
-            top=_from_top(0.775, height),
-            bottom=0.07 * HEIGHT / height,
-            wspace=0.24,
-            hspace=0.4,
-        )
         for i, row in enumerate(drawn):
+            top = _from_top(0.775 - i * PITCH / HEIGHT, height)
+            space = 0.0638 / ((0.925 + 0.0638) / len(row) - 0.0638)  # the same gap between two panels as between three
+            grid = figure.add_gridspec(
+                1, len(row), left=0.055, right=0.98, top=top, bottom=top - PANEL / height, wspace=space
+            )
             for j, panel in enumerate(row):
-                panel(figure.add_subplot(grid[i, j]), record)
+                panel(figure.add_subplot(grid[0, j]), record)
         _header(figure, record, height)
         with atomic(run / "report.png") as temporary:
             canvas.print_png(temporary)
     return run / "report.png"
+
+
+def _rows(record: Record) -> tuple[tuple[Callable[[Axes, Record], None], ...], ...]:
+    """The panels that a run has something to show in, or to say: row by row."""
+    if "checkpoint" in record.config:
+        return EVALUATED
+    return (*GRID, SPREADS) if record.spreads else GRID
 
 
 def _from_top(place: float, height: float) -> float:

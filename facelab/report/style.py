@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's palette (Color Universal Design, 2008).
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 INK, GREY, LIGHT = "#1a1a1a", "#6b6b6b", "#dcdcdc"
+DENSITY = LinearSegmentedColormap.from_list("density", ["#ffffff", "#cfe3f1", SKY, BLUE])  # from nobody to many
+DASHED = (0, (4, 2))
 
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine

@@ -43,6 +43,7 @@ class Progress:
     best_score: float = -1.0
     best: dict[str, float] = field(default_factory=dict)  # what that validation measured
     window: dict[str, float] = field(default_factory=dict)  # sums of the log's unfinished window
+    histograms: dict[str, list[list[int]]] = field(default_factory=dict)  # of angles and lengths, as they are packed
 
 
 def save(

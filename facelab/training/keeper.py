@@ -11,6 +11,7 @@ from torch import distributed as dist
 from facelab.loss.collective import rank_and_world
 from facelab.training import checkpoint
 from facelab.training.averaging import shipped
+from facelab.training.histograms import FILE
 from facelab.training.logging import Copy
 from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.record import History, RunDirectory
@@ -19,7 +20,7 @@ VOTE_EVERY = 8  # steps: a vote of several ranks waits for their devices, and a 
 
 
 class Recorder(pl.Callback):
-    """Writes metrics.csv, and the same rows to W&B.
+    """Writes metrics.csv, the same rows to W&B, and histograms.npz.
 
     Args:
         history: the file; None on ranks that do not write.
@@ -39,9 +40,12 @@ class Recorder(pl.Callback):
         """A row every so many steps, and at the end of a segment."""
         progress, data = module.progress, module.data
         ends = data.validates_at(progress.step)
+        if self.history is not None and module.histograms.ends_at(progress.step):
+            module.histograms.write(self.history.path.with_name(FILE), progress.step, data.options.batch_size)
         if progress.step % self.every and not ends:
             return
         means = module.take_window()
+        medians = module.histograms.take_medians()
         then, images = self._since
         elapsed = time.perf_counter() - then
         progress.seconds += elapsed
@@ -49,6 +53,7 @@ class Recorder(pl.Callback):
         row = {
             "lr": module.rate(progress.step - 1),
             **{f"train/{key}": mean for key, mean in means.items()},
+            **{f"train/{kind}_median": median for kind, median in medians.items()},
             "images_per_s": (progress.images - images) / elapsed,
         }
         self._write(module, row)
@@ -177,6 +182,7 @@ class Keeper(pl.Callback):
 
     def _describe(self, module: Any) -> dict[str, Any]:
         module.pack_window()
+        module.progress.histograms = module.histograms.pack()
         return {"step": module.progress.step, "progress": asdict(module.progress), **self.meta}
 
     def _is_due(self, step: int) -> bool:

@@ -22,6 +22,7 @@ from facelab.training.averaging import Average
 from facelab.training.checkpoint import Progress
 from facelab.training.feedback import Feedback
 from facelab.training.finite import Watch, refuse_weights
+from facelab.training.histograms import Histograms
 from facelab.training.optimization import Recipe
 from facelab.training.strategy import clip_gradients, deal_in, exclude_from_ddp, no_sync, share_buffers
 
@@ -76,6 +77,7 @@ class FaceModule(pl.LightningModule):
         self.feedback = Feedback(data.plan, self.accumulate) if data.plan.adapts else None
         self.average: Average | None = None
         self.result: Any = None
+        self.histograms = Histograms(data.steps, progress.histograms)
         self._embedded: list[Tensor] = []
         self._last: Tensor | None = None
         self.watch = Watch(data.source)
@@ -155,6 +157,7 @@ class FaceModule(pl.LightningModule):
                 self.feedback.hear(step, number - 1, output.rows)
             self._last = output.loss.detach()
             total = total + self._last * share
+            self.histograms.add(output.rows, step)
             self._add("loss", self._last * share)
             for key, value in output.logs.items():
                 self._add(key, value * share)

@@ -55,6 +55,8 @@ COLUMNS = (
     "train/loss",
     "train/accuracy",
     "train/grad_norm",
+    "train/angle_median",
+    "train/norm_median",
     "images_per_s",
     "seconds",
     "val/accuracy",

@@ -54,9 +54,9 @@ def test_the_picture(tmp_path, monkeypatch, capsys):
     assert torch.equal(torch.get_rng_state(), state)
     assert str(tmp_path / "picture.png") in capsys.readouterr().out
     picture = cv2.imread(str(tmp_path / "picture.png"))
-    assert picture.shape == (780, 1820, 3)
-    for half in (picture[:, :800], picture[:, 900:]):
-        assert (half.min(axis=2) < 128).mean() > 0.01  # ink
+    assert picture.shape == (1066, 1820, 3)
+    for part in (picture[:580, :840], picture[600:, :840], picture[130:, 880:]):  # logits, drops, boundaries
+        assert (part.min(axis=2) < 128).mean() > 0.01  # ink
 
 
 @pytest.mark.parametrize("out", ["picture.jpg", "nowhere/picture.png"])

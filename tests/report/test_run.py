@@ -22,6 +22,8 @@ LOSS, ACCURACY, SCORES, RATE, GRADIENT, DET = [
     for column in range(3)
 ]
 
+ANGLE, NORM = (slice(1300, 1690), slice(110, 960)), (slice(1300, 1690), slice(1090, 1940))
+
 
 def write_history(run, rows, validations):
     with open(run / "metrics.csv", "w", newline="") as file:
@@ -58,6 +60,19 @@ def write_scores(run, name, accuracy=0.9917, notes=None):
     )  # fmt: skip
 
 
+def write_histograms(run, kinds=("angle", "norm"), low=1.0):
+    """What a training counts; norms from `low` to 30 times it."""
+    rng = np.random.default_rng(0)
+    edges = {"angle": np.arange(181.0), "norm": np.concatenate([[0], np.geomspace(0.1, 100, 300), [np.inf]])}
+    values = {
+        "angle": rng.normal(np.linspace(90, 40, 10)[:, None], 10, (10, 384)),
+        "norm": rng.lognormal(np.linspace(np.log(low), np.log(30 * low + 1e-9), 10)[:, None], 0.1, (10, 384)),
+    }
+    counts = {kind: [np.histogram(row, edges[kind])[0] for row in values[kind]] for kind in kinds}
+    bounds = {f"{kind}_edges": edges[kind] for kind in kinds}
+    np.savez(run / "histograms.npz", images=384 * np.arange(11), **counts, **bounds)
+
+
 @pytest.fixture
 def full(tmp_path):
     run = tmp_path / "run"
@@ -77,11 +92,11 @@ def full(tmp_path):
     return run
 
 
-def picture(run):
+def picture(run, height=1260):
     path = report.draw(run)
     assert path == run / "report.png"
     image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-    assert image.shape == (1260, 1980, 3)
+    assert image.shape == (height, 1980, 3)
     return image
 
 
@@ -91,7 +106,7 @@ def pixels(image, place, color):
     return int((image[place] == rgb).all(axis=-1).sum())
 
 
-BLUE, VERMILLION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
+BLUE, VERMILLION, ORANGE, INK = "#0072B2", "#D55E00", "#E69F00", "#1a1a1a"
 
 
 def test_every_panel_of_a_finished_run_holds_its_curve(full):
@@ -103,6 +118,40 @@ def test_every_panel_of_a_finished_run_holds_its_curve(full):
     assert sorted(file.name for file in full.iterdir()) == [
         "config.yaml", "metrics.csv", "metrics.json", "report.png", "scores",
     ]  # fmt: skip
+
+
+def test_a_run_that_has_counted_has_a_third_row(full):
+    write_histograms(full)
+    image = picture(full, height=1777)
+    for place in (LOSS, ACCURACY, SCORES, RATE, GRADIENT, DET):
+        assert pixels(image, place, BLUE) > 200
+    # Angles fall from 90 to 40 degrees, norms rise.
+    for place, falls in ((ANGLE, True), (NORM, False)):
+        rows, columns = np.nonzero((image[place].astype(int) @ [-1, 0, 1]) > 100)  # bluer than red
+        assert len(rows) > 5000
+        early, late = rows[columns < columns.min() + 150], rows[columns > columns.max() - 150]
+        assert (late.mean() > early.mean() + 100) == falls
+        assert (early.mean() > late.mean() + 100) != falls
+        assert pixels(image, place, INK) > 200
+
+
+def test_what_a_loss_does_not_tell_is_said(full):
+    write_histograms(full, kinds=["norm"])
+    image = picture(full, height=1777)
+    assert 0 < (image[ANGLE] < 200).any(axis=-1).sum() < 6000  # a few words
+    assert pixels(image, NORM, INK) > 200
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("low", [1e-6, 1e6])
+def test_norms_beyond_all_bins_are_drawn_too(full, low):
+    write_histograms(full, low=low)
+    with np.load(full / "histograms.npz") as file:
+        counts = dict(file)
+    counts["norm"][:, 1:-1] = 0
+    counts["norm"][:, 0 if low < 1 else -1] = 384
+    np.savez(full / "histograms.npz", **counts)
+    picture(full, height=1777)
 
 
 def test_the_same_files_give_the_same_picture_and_leave_matplotlib_alone(full):
@@ -189,7 +238,7 @@ def test_what_is_no_run_directory_is_said(full, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
-@pytest.mark.parametrize("file", ["metrics.json", "config.yaml", "scores/lfw.npz"])
+@pytest.mark.parametrize("file", ["metrics.json", "config.yaml", "scores/lfw.npz", "histograms.npz"])
 def test_a_damaged_file_is_named_and_the_old_picture_stays(full, file):
     (full / "report.png").write_bytes(b"old")
     (full / file).write_text("{ [")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from facelab.benchmark.scores import load_scores
 from facelab.data.augment import normalise
+from facelab.report.spread import Spread
 from facelab.training import fit
 from facelab.training.module import FaceModule
 from facelab.training.network import build_backbone
@@ -89,6 +90,7 @@ def test_record_is_complete(learned):
         "metrics.csv",
         "metrics.json",
         "scores/heldout.npz",
+        "histograms.npz",
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
         "report.png",
@@ -105,6 +107,30 @@ def test_record_is_complete(learned):
     scores = load_scores(where / "scores" / "heldout.npz")
     assert scores.stamp["mirror"] is True
     assert len(scores.scores) == len(scores.same) > 0
+
+
+def test_angles_fall_and_the_log_has_their_medians(learned):
+    where, metrics = learned
+    with np.load(where / "histograms.npz") as file:
+        spread = Spread(file["images"], file["angle_edges"], file["angle"])
+        assert file["norm"].sum() == spread.counts.sum() == spread.images[-1] == metrics["images"]
+    medians = spread.quantiles([0.5])[:, 0]
+    assert abs(medians[0] - 90) < 5  # untrained, every direction is as likely
+    assert medians[-1] < medians[0] - 10
+    rows = [row for row in history(where) if row["train/loss"]]
+    logged = [float(row["train/angle_median"]) for row in rows]
+    assert medians[0] + 5 > logged[0] > logged[-1] > medians[-1] - 5
+    assert all(float(row["train/norm_median"]) > 0 for row in rows)
+
+
+def test_a_loss_without_class_centres_has_norms_alone(tmp_path):
+    others = [word for word in LEARNS if not word.startswith("loss.")]
+    run(tmp_path / "run", "loss=contrastive", *others, "trainer.max_steps=4")
+    with np.load(tmp_path / "run" / "histograms.npz") as file:
+        assert set(file) == {"images", "norm", "norm_edges"}
+        assert file["images"].tolist() == [0, 16, 32, 48, 64]
+    rows = [row for row in history(tmp_path / "run") if row["train/loss"]]
+    assert all(row["train/norm_median"] and not row["train/angle_median"] for row in rows)
 
 
 def test_images_are_counted_beside_steps(learned):

@@ -71,6 +71,15 @@ def test_history_has_neither_gap_nor_duplicate(folder):
     assert len(alone) > 15
 
 
+def test_histograms_are_bit_equal_and_count_every_image(folder):
+    alone, killed = (folder / run / "histograms.npz" for run in ("alone", "killed"))
+    assert alone.read_bytes() == killed.read_bytes()
+    metrics = json.loads((folder / "killed" / "metrics.json").read_text())
+    with np.load(killed) as file:
+        assert file["angle"].sum() == file["norm"].sum() == file["images"][-1] == metrics["images"]
+        assert len(file["angle"]) > 10
+
+
 def test_result_is_the_same(folder):
     alone, killed = (json.loads((folder / run / "metrics.json").read_text()) for run in ("alone", "killed"))
     assert {k: v for k, v in alone.items() if k not in CLOCK} == {k: v for k, v in killed.items() if k not in CLOCK}
