@@ -109,7 +109,7 @@ def angle(axes: Axes, record: Record) -> None:
         return style.empty(axes, "this loss compares no embedding with a class centre by its angle")
     axes.set_ylabel("degrees")
     low, high = axes.get_ylim()
-    axes.set_yticks(range(0, 181, 30 if high - low > 60 else 10))
+    axes.set_yticks(range(0, 181, 10 if high - low < 50 else 15 if high - low < 110 else 30))
     axes.set_ylim(max(low, 0), min(high, 180))
 
 
