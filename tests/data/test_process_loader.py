@@ -104,27 +104,40 @@ def test_the_slices_of_all_ranks_are_the_global_batch():
         assert same(batch, [torch.cat(tensors) for tensors in zip(*slices, strict=True)])
 
 
+_others: set = set()  # that were there before the test, of other tests
+
+
+@pytest.fixture(autouse=True)
+def _only_own():
+    _others.update(multiprocessing.active_children())
+
+
+def children():
+    """The loader's processes."""
+    return [process for process in multiprocessing.active_children() if process not in _others]
+
+
 def none_left(seconds=10):
     """Whether all processes are gone; a killed one takes a moment."""
     deadline = time.monotonic() + seconds
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while children() and time.monotonic() < deadline:
         time.sleep(0.01)
-    return not multiprocessing.active_children()
+    return not children()
 
 
 def test_processes_end_when_exhausted_closed_or_dropped():
     list(make(stop=1))
-    assert multiprocessing.active_children() == []
+    assert children() == []
     iterator = iter(make())
-    assert multiprocessing.active_children() == [], "they start with the first batch that is asked for"
+    assert children() == [], "they start with the first batch that is asked for"
     next(iterator)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(children()) == 2
     iterator.close()
-    assert multiprocessing.active_children() == []
+    assert children() == []
     for _ in make():
         break
     gc.collect()
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
 def test_an_image_that_cannot_be_loaded_is_named():
@@ -149,7 +162,7 @@ def test_a_process_that_dies_is_no_reason_to_wait_forever():
 def test_signals_to_all_processes_are_the_training_process_affair():
     iterator = iter(make())
     batches = [next(iterator)]
-    for process in multiprocessing.active_children():
+    for process in children():
         os.kill(process.pid, signal.SIGINT)
         os.kill(process.pid, signal.SIGTERM)
     batches += list(iterator)

@@ -11,7 +11,10 @@ from reference import THETA, C, D
 
 from facelab.loss.classifier import Context, MarginLoss
 
-CONF = {path.stem: path for path in sorted((Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))}
+FILES = sorted((Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
+CONF = {
+    path.stem: path for path in FILES if "defaults" not in OmegaConf.load(path)
+}  # a sum's parts have files of their own
 # Beside the yamls' own values. A margin that depends on the length is seen at several.
 OPTIONS = {
     "arcface": [{"past_pi": past_pi} for past_pi in ("unguarded", "clip", "clamp_angle")] + [{"margin": 1.2}],
