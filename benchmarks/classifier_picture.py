@@ -17,7 +17,7 @@ from recording import RESULTS, read
 
 from facelab.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 
-COLOURS = dict(zip(METHODS, (VERMILLION, BLUE, SKY, ORANGE, GREEN, PURPLE, GREY), strict=True))
+COLOURS = dict(zip(METHODS, (VERMILLION, BLUE, SKY, ORANGE, GREEN, INK, PURPLE, GREY), strict=True))
 SAME = ("machine", "torch", "threads", "precision", "batch", "size", "chunk")  # of all points of a picture
 LEAST = 1.0  # MiB; less cannot be told from none, and has no logarithm
 

@@ -134,7 +134,7 @@ def test_a_record_is_complete(averaged, tmp_path):
     assert environment["input"] == {"color": "rgb", "mean": 127.5, "std": 127.5}
     assert environment["starts"][0]["command"]
     image = cv2.imread(str(tmp_path / "record" / "report.png"))
-    assert image.shape == (810, 1980, 3)  # two panels, not six
+    assert image.shape == (742, 1980, 3)  # two panels, not six
     assert ((image == (178, 114, 0)).all(-1).sum()) > 200  # blue curves
 
 
