@@ -23,9 +23,9 @@ setup: $(READY) ## the environment .venv with all that training, tests and lint 
 train: $(READY) ## train a tiny network on rendered faces, about two and a half minutes on two cores
 	@$(RUN) -m facelab.train $(ARGS)
 
-# A file of tests stays in one process, whose fixtures it shares.
+# A file of tests stays in one process, whose fixtures it shares; those that take long come early enough.
 test: $(READY) ## all tests that a CPU can run, on all cores; ARGS="-n 0" on one, one after another
-	@$(RUN) -m pytest -n auto --dist loadfile $(ARGS)
+	@$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-data: $(READY) ## the tests on real faces alone (../shared/data)
 	@$(RUN) -m pytest -m data $(ARGS)
