@@ -62,21 +62,9 @@ class IResNet(nn.Module):
         image_size: int,
     ):
         super().__init__()
-        for name, values in (("layers", layers), ("widths", widths)):
-            if len(values) != 4 or min(values) < 1:
-                raise ValueError(f"backbone.{name} is {list(values)}: give four positive numbers, one a stage")
-        if min(widths) < 16:
-            # Seen with torch 2.15: the backward pass of a strided 1×1 convolution of fewer than 16 channels, channels
-            # last, writes outside its memory on a CPU when the batch is odd. No network of use is that narrow.
-            raise ValueError(f"backbone.widths are {list(widths)}: give at least 16 channels to every stage")
-        if embedding_size < 1:
-            raise ValueError(f"backbone.embedding_size is {embedding_size}: give at least 1 (512 is usual)")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"backbone.dropout is {dropout}: give a probability of at least 0 and below 1")
+        check_residual(layers, widths, embedding_size, dropout, image_size)
         if stem_stride not in (1, 2):
             raise ValueError(f"backbone.stem_stride is {stem_stride}: give 1 (as published) or 2")
-        if image_size < 16:
-            raise ValueError(f"backbone.image_size is {image_size} pixels: give at least 16 (112 is usual)")
         self.embedding_size = embedding_size
         self.conv1 = nn.Conv2d(3, widths[0], 3, stem_stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -114,3 +102,26 @@ class IResNet(nn.Module):
 def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
     first = Block(inputs, outputs, stride=2, project=True)
     return nn.Sequential(first, *(Block(outputs, outputs, stride=1, project=False) for _ in range(units - 1)))
+
+
+def check_residual(
+    layers: Sequence[int], widths: Sequence[int], embedding_size: int, dropout: float, image_size: int
+) -> None:
+    """Refuses what no residual network of four stages can have; the arguments are those of `IResNet`.
+
+    Raises:
+        ValueError: names the argument, its value and what to give.
+    """
+    for name, values in (("layers", layers), ("widths", widths)):
+        if len(values) != 4 or min(values) < 1:
+            raise ValueError(f"backbone.{name} is {list(values)}: give four positive numbers, one a stage")
+    if min(widths) < 16:
+        # Seen with torch 2.15: the backward pass of a strided 1×1 convolution of fewer than 16 channels, channels
+        # last, writes outside its memory on a CPU when the batch is odd. No network of use is that narrow.
+        raise ValueError(f"backbone.widths are {list(widths)}: give at least 16 channels to every stage")
+    if embedding_size < 1:
+        raise ValueError(f"backbone.embedding_size is {embedding_size}: give at least 1 (512 is usual)")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"backbone.dropout is {dropout}: give a probability of at least 0 and below 1")
+    if image_size < 16:
+        raise ValueError(f"backbone.image_size is {image_size} pixels: give at least 16 (112 is usual)")

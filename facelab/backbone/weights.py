@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from facelab.backbone.families import explain
+
 OWN = "model.backbone."  # in front of the backbone's names in a checkpoint of facelab
 AVERAGED = "model.average.backbone."  # the same of its moving average, which is better where there is one
 GRAPH = ".graph.jsonl"  # beside an .npz: its MXNet graph, one node a line
@@ -258,7 +260,8 @@ def _copy(content: _Content, network: nn.Module, path: Path) -> None:
         held = sum(not name.endswith(COUNTER) for name in present)
         raise ValueError(
             f"backbone.weights={path}: is of another network: this {type(network).__name__} has {len(needed):,} "
-            f"arrays, the file {held:,}; {'; '.join(filter(None, parts))}. Choose the backbone that it belongs to"
+            f"arrays, the file {held:,}; {'; '.join(filter(None, parts))}. "
+            + (explain(content.tensors, state) or "Choose the backbone that it belongs to")
         )
     with torch.no_grad():
         for name, target in state.items():

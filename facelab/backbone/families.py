@@ -1,0 +1,63 @@
+"""Which network do the names in a file belong to? For the message that refuses weights of another one."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+    """Networks whose weights have names of one kind."""
+
+    title: str
+    unit: str  # a name that each of the family's units has once, as a regular expression
+    options: dict[int, str]  # `backbone=` by the number of units
+
+
+# More special ones first: IR-SE has all names of IR. What no option can take is here to be told what it is.
+FAMILIES = (
+    Family(
+        "IResNet (InsightFace)",
+        r"layer[1-4]\.\d+\.prelu\.weight",
+        {8: "r18", 16: "r34", 24: "r50", 49: "r100", 92: "r200"},
+    ),
+    Family("IR-SE", r"body\.\d+\.res_layer\.se_block\.fc1\.weight", {24: "ir_se_50", 49: "ir_se_101"}),
+    Family("IR", r"body\.\d+\.res_layer\.5\.running_mean", {24: "ir_50", 49: "ir_101"}),
+    Family("older IR (no batch norm before PReLU)", r"body\.\d+\.res_layer\.4\.running_mean", {}),
+    Family("A-SKD (IResNet's stages with IR's units)", r"layer[1-4]\.\d+\.res_layer\.5\.running_mean", {}),
+    Family("MBF (InsightFace)", r"layers\.\d+\.layers\.\d+\.layers\.2\.layers\.0\.weight", {12: "mbf"}),
+)
+
+
+class Kind(NamedTuple):
+    """What names tell of their network."""
+
+    family: Family
+    units: int
+
+
+def recognise(names: Iterable[str]) -> Kind | None:
+    """The family of a network and the number of its units, whatever stands in front of its names; None: unknown."""
+    names = list(names)
+    for family in FAMILIES:
+        pattern = re.compile(rf"(?:^|\.)({family.unit})$")
+        units = {found[1] for name in names if (found := pattern.search(name))}
+        if units:
+            return Kind(family, len(units))
+    return None
+
+
+def explain(theirs: Iterable[str], ours: Iterable[str]) -> str:
+    """A sentence about the names of a file, where they are known and not those of our kind of network; else "".
+
+    Args:
+        theirs: names in the file.
+        ours: names of the network that was to be filled.
+    """
+    kind = recognise(theirs)
+    if kind is None or kind == recognise(ours):
+        return ""
+    begin = f"These are weights of the {kind.family.title} family"
+    if not kind.family.options:
+        return f"{begin}, which no backbone of facelab takes"
+    option = kind.family.options.get(kind.units)
+    return f"{begin}: backbone={option}" if option else f"{begin}, with {kind.units} units"
