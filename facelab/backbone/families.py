@@ -11,6 +11,7 @@ class Family(NamedTuple):
     title: str
     unit: str  # a name that each of the family's units has once, as a regular expression
     options: dict[int, str]  # `backbone=` by the number of units
+    mark: str = ""  # the end of a name that the network has besides, where the units' could be another's
 
 
 # More special ones first: IR-SE has all names of IR. What no option can take is here to be told what it is.
@@ -25,6 +26,12 @@ FAMILIES = (
     Family("older IR (no batch norm before PReLU)", r"body\.\d+\.res_layer\.4\.running_mean", {}),
     Family("A-SKD (IResNet's stages with IR's units)", r"layer[1-4]\.\d+\.res_layer\.5\.running_mean", {}),
     Family("MBF (InsightFace)", r"layers\.\d+\.layers\.\d+\.layers\.2\.layers\.0\.weight", {12: "mbf"}),
+    Family(
+        "ViT (InsightFace)",
+        r"blocks\.\d+\.attn\.qkv\.weight",
+        {12: "vit_t or vit_s", 24: "vit_b"},
+        r"feature\.2\.weight",  # timm's have none
+    ),
 )
 
 
@@ -34,6 +41,11 @@ class Kind(NamedTuple):
     family: Family
     units: int
 
+    @property
+    def option(self) -> str | None:
+        """What `backbone=` would take such weights, if any."""
+        return self.family.options.get(self.units)
+
 
 def recognise(names: Iterable[str]) -> Kind | None:
     """The family of a network and the number of its units, whatever stands in front of its names; None: unknown."""
@@ -41,7 +53,7 @@ def recognise(names: Iterable[str]) -> Kind | None:
     for family in FAMILIES:
         pattern = re.compile(rf"(?:^|\.)({family.unit})$")
         units = {found[1] for name in names if (found := pattern.search(name))}
-        if units:
+        if units and any(re.search(f"{family.mark}$", name) for name in names):
             return Kind(family, len(units))
     return None
 
@@ -59,5 +71,4 @@ def explain(theirs: Iterable[str], ours: Iterable[str]) -> str:
     begin = f"These are weights of the {kind.family.title} family"
     if not kind.family.options:
         return f"{begin}, which no backbone of facelab takes"
-    option = kind.family.options.get(kind.units)
-    return f"{begin}: backbone={option}" if option else f"{begin}, with {kind.units} units"
+    return f"{begin}: backbone={kind.option}" if kind.option else f"{begin}, with {kind.units} units"

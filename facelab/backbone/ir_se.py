@@ -3,8 +3,8 @@
 The units are those of `facelab.backbone.iresnet` (BN → conv → BN → PReLU → conv → BN); the networks differ in three
 places: a shortcut has a convolution only where the number of channels changes, so the first stage's has none; the last
 batch norm has neither gain nor shift; and IR-SE weighs the channels of every unit (Hu et al., "Squeeze-and-Excitation
-Networks", 2018). The names of the parameters are those of the published checkpoints of this
-family, which therefore load without renaming, and which no network of the other family can take.
+Networks", 2018). The names of the parameters are those of the published checkpoints of this family, which therefore
+load without renaming, and which no network of the other family can take.
 """
 
 from collections.abc import Sequence
