@@ -40,6 +40,7 @@ class Kind(NamedTuple):
 
     family: Family
     units: int
+    attention: str  # none, cbam
 
     @property
     def option(self) -> str | None:
@@ -50,11 +51,12 @@ class Kind(NamedTuple):
 def recognise(names: Iterable[str]) -> Kind | None:
     """The family of a network and the number of its units, whatever stands in front of its names; None: unknown."""
     names = list(names)
+    attention = "cbam" if any(".attention.channel." in name for name in names) else "none"
     for family in FAMILIES:
         pattern = re.compile(rf"(?:^|\.)({family.unit})$")
         units = {found[1] for name in names if (found := pattern.search(name))}
         if units and any(re.search(f"{family.mark}$", name) for name in names):
-            return Kind(family, len(units))
+            return Kind(family, len(units), attention)
     return None
 
 
@@ -65,10 +67,14 @@ def explain(theirs: Iterable[str], ours: Iterable[str]) -> str:
         theirs: names in the file.
         ours: names of the network that was to be filled.
     """
-    kind = recognise(theirs)
-    if kind is None or kind == recognise(ours):
+    kind, own = recognise(theirs), recognise(ours)
+    if kind is None or kind == own:
         return ""
     begin = f"These are weights of the {kind.family.title} family"
     if not kind.family.options:
         return f"{begin}, which no backbone of facelab takes"
-    return f"{begin}: backbone={kind.option}" if kind.option else f"{begin}, with {kind.units} units"
+    differs = kind.attention != (own.attention if own else "none")
+    attention = f" backbone.attention={kind.attention}" if differs else ""
+    return (
+        f"{begin}: backbone={kind.option}{attention}" if kind.option else f"{begin}, with {kind.units} units{attention}"
+    )

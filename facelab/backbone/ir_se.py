@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from facelab.backbone.attention import build_attention, reset_attention
 from facelab.backbone.iresnet import check_residual
 from facelab.backbone.prelu import PReLU
 
@@ -32,9 +33,9 @@ class SqueezeExcite(nn.Module):
 
 
 class Unit(nn.Module):
-    """One residual unit: BN → conv 3×3 → BN → PReLU → conv 3×3 with the stride → BN (→ SE), plus the shortcut."""
+    """One residual unit: BN → conv 3×3 → BN → PReLU → conv 3×3 with the stride → BN (→ SE → CBAM), plus shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, se: bool):
+    def __init__(self, inputs: int, outputs: int, stride: int, se: bool, attention: str):
         super().__init__()
         self.shortcut_layer: nn.Module
         if inputs == outputs:
@@ -52,10 +53,12 @@ class Unit(nn.Module):
         )
         if se:
             self.res_layer.add_module("se_block", SqueezeExcite(outputs))
+        self.attention = build_attention(attention, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,inputs,H,W) → (B,outputs,H/stride,W/stride)."""
-        return self.res_layer(x) + self.shortcut_layer(x)
+        residual = self.res_layer(x)
+        return (residual if self.attention is None else self.attention(residual)) + self.shortcut_layer(x)
 
 
 class IR(nn.Module):
@@ -67,6 +70,7 @@ class IR(nn.Module):
         se: whether every unit ends with squeeze-and-excitation (IR-SE).
         embedding_size: D.
         dropout: probability of dropping a value of the last feature map, in [0,1).
+        attention: none, or cbam at the end of every unit (`facelab.backbone.attention`).
         image_size: H = W of the input in pixels.
 
     Raises:
@@ -80,6 +84,7 @@ class IR(nn.Module):
         se: bool,
         embedding_size: int,
         dropout: float,
+        attention: str,
         image_size: int,
     ):
         super().__init__()
@@ -90,8 +95,8 @@ class IR(nn.Module):
         )
         units, inputs, side = [], widths[0], image_size
         for count, outputs in zip(layers, widths, strict=True):
-            units.append(Unit(inputs, outputs, 2, se))
-            units += [Unit(outputs, outputs, 1, se) for _ in range(count - 1)]
+            units.append(Unit(inputs, outputs, 2, se, attention))
+            units += [Unit(outputs, outputs, 1, se, attention) for _ in range(count - 1)]
             inputs, side = outputs, (side + 1) // 2
         self.body = nn.Sequential(*units)
         linear = nn.Linear(inputs * side * side, embedding_size)
@@ -106,6 +111,7 @@ class IR(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(linear.bias)
+        reset_attention(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) → (B,D), in the precision of the parameters even under autocast."""

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from facelab.backbone.attention import build_attention, reset_attention
 from facelab.backbone.prelu import PReLU
 
 
 class Block(nn.Module):
-    """One residual unit: BN → conv 3×3 → BN → PReLU → conv 3×3 with the stride → BN, plus the shortcut."""
+    """One residual unit: BN → conv 3×3 → BN → PReLU → conv 3×3 with the stride → BN (→ CBAM), plus the shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, project: bool):
+    def __init__(self, inputs: int, outputs: int, stride: int, project: bool, attention: str):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
@@ -29,12 +30,14 @@ class Block(nn.Module):
             if project
             else None
         )
+        self.attention = build_attention(attention, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,inputs,H,W) → (B,outputs,H/stride,W/stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.prelu(self.bn2(self.conv1(self.bn1(x))))
-        return self.bn3(self.conv2(x)) + shortcut
+        x = self.bn3(self.conv2(x))
+        return (x if self.attention is None else self.attention(x)) + shortcut
 
 
 class IResNet(nn.Module):
@@ -46,6 +49,7 @@ class IResNet(nn.Module):
         stem_stride: stride of the first convolution: 1 as published, 2 quarters the cost.
         embedding_size: D.
         dropout: probability of dropping a value of the last feature map, in [0,1).
+        attention: none, or cbam at the end of every unit (`facelab.backbone.attention`).
         image_size: H = W of the input in pixels.
 
     Raises:
@@ -59,6 +63,7 @@ class IResNet(nn.Module):
         stem_stride: int,
         embedding_size: int,
         dropout: float,
+        attention: str,
         image_size: int,
     ):
         super().__init__()
@@ -69,10 +74,10 @@ class IResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, widths[0], 3, stem_stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.prelu = PReLU(widths[0])
-        self.layer1 = _stage(widths[0], widths[0], layers[0])
-        self.layer2 = _stage(widths[0], widths[1], layers[1])
-        self.layer3 = _stage(widths[1], widths[2], layers[2])
-        self.layer4 = _stage(widths[2], widths[3], layers[3])
+        self.layer1 = _stage(widths[0], widths[0], layers[0], attention)
+        self.layer2 = _stage(widths[0], widths[1], layers[1], attention)
+        self.layer3 = _stage(widths[1], widths[2], layers[2], attention)
+        self.layer4 = _stage(widths[2], widths[3], layers[3], attention)
         self.bn2 = nn.BatchNorm2d(widths[3])
         self.dropout = nn.Dropout(dropout)
         side = image_size
@@ -87,6 +92,7 @@ class IResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.1)
+        reset_attention(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) → (B,D), in the precision of the parameters even under autocast."""
@@ -99,9 +105,10 @@ class IResNet(nn.Module):
         return self.features(x.to(self.features.weight.dtype))
 
 
-def _stage(inputs: int, outputs: int, units: int) -> nn.Sequential:
-    first = Block(inputs, outputs, stride=2, project=True)
-    return nn.Sequential(first, *(Block(outputs, outputs, stride=1, project=False) for _ in range(units - 1)))
+def _stage(inputs: int, outputs: int, units: int, attention: str) -> nn.Sequential:
+    first = Block(inputs, outputs, stride=2, project=True, attention=attention)
+    others = (Block(outputs, outputs, stride=1, project=False, attention=attention) for _ in range(units - 1))
+    return nn.Sequential(first, *others)
 
 
 def check_residual(

@@ -23,19 +23,19 @@ WIDTHS = (64, 128, 256, 512)
 
 def published(name):
     with torch.device("meta"):
-        return IR(*PUBLISHED[name][:1], WIDTHS, PUBLISHED[name][1], 512, 0.4, 112)
+        return IR(*PUBLISHED[name][:1], WIDTHS, PUBLISHED[name][1], 512, 0.4, "none", 112)
 
 
 def tiny(seed=0, **changes):
     torch.manual_seed(seed)
     given = {"layers": (1, 2, 1, 1), "widths": (16, 16, 32, 32), "se": True, "embedding_size": 12}
-    return IR(**{**given, "dropout": 0.0, "image_size": 32, **changes})
+    return IR(**{**given, "dropout": 0.0, "attention": "none", "image_size": 32, **changes})
 
 
 def iresnet(**changes):
     torch.manual_seed(0)
     given = {"layers": (1, 2, 1, 1), "widths": (16, 16, 32, 32), "stem_stride": 1, "embedding_size": 12}
-    return IResNet(**{**given, "dropout": 0.0, "image_size": 32, **changes})
+    return IResNet(**{**given, "dropout": 0.0, "attention": "none", "image_size": 32, **changes})
 
 
 def expected_names(layers, se):

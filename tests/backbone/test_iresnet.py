@@ -20,13 +20,14 @@ GOOD = {
     "stem_stride": 1,
     "embedding_size": 12,
     "dropout": 0.0,
+    "attention": "none",
     "image_size": 32,
 }
 
 
 def published(layers):
     with torch.device("meta"):
-        return IResNet(layers, (64, 128, 256, 512), 1, 512, 0.0, 112)
+        return IResNet(layers, (64, 128, 256, 512), 1, 512, 0.0, "none", 112)
 
 
 def tiny(**changes):

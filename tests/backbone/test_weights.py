@@ -21,7 +21,7 @@ from facelab.backbone.weights import HOUSE, Input, load_weights, set_input
 def iresnet(seed=0, **changes):
     torch.manual_seed(seed)
     given = {"layers": (1, 1, 1, 1), "widths": (16, 16, 32, 32), "stem_stride": 1, "embedding_size": 12}
-    return IResNet(**{**given, "dropout": 0.0, "image_size": 32, **changes})
+    return IResNet(**{**given, "dropout": 0.0, "attention": "none", "image_size": 32, **changes})
 
 
 def mbf(seed=0):
@@ -74,11 +74,11 @@ def test_every_kind_of_file_comes_back_bit_for_bit(tmp_path, build, suffix):
 def test_names_of_published_weights_need_no_renaming(tmp_path):
     """An r18 as InsightFace publishes it: its names, in half precision, from a process group, without counters."""
     torch.manual_seed(0)
-    network = IResNet((2, 2, 2, 2), (16, 16, 16, 16), 1, 8, 0.0, 16)
+    network = IResNet((2, 2, 2, 2), (16, 16, 16, 16), 1, 8, 0.0, "none", 16)
     state = {f"module.{k}": v.half() for k, v in network.state_dict().items() if "num_batches" not in k}
     assert "module.layer4.1.bn3.running_var" in state
     torch.save(state, tmp_path / "backbone.pth")
-    loaded = IResNet((2, 2, 2, 2), (16, 16, 16, 16), 1, 8, 0.0, 16)
+    loaded = IResNet((2, 2, 2, 2), (16, 16, 16, 16), 1, 8, 0.0, "none", 16)
     load_weights(loaded, tmp_path / "backbone.pth")
     assert loaded.layer1[0].conv1.weight.dtype == torch.float32
     assert torch.equal(loaded.fc.weight, network.fc.weight.half().float())

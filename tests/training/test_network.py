@@ -26,6 +26,7 @@ NODE = {
     "stem_stride": 2,
     "embedding_size": 16,
     "dropout": 0.0,
+    "attention": "none",
     "image_size": "${size}",
     "weights": None,
     "input": None,
