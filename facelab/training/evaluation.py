@@ -29,7 +29,7 @@ from facelab.training.datamodule import divide, faces
 from facelab.training.inspection import look_at_images
 from facelab.training.logging import Copy
 from facelab.training.module import embed
-from facelab.training.network import COMMON, about_input, build_backbone, convention, read_input
+from facelab.training.network import COMMON, about_input, build_backbone, completed, convention, read_input
 from facelab.training.options import EvaluationOptions, check_kind, check_kinds
 from facelab.training.preemption import Interrupted
 from facelab.training.progress import show_choices, show_result, track
@@ -249,8 +249,9 @@ def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[st
 def _trained(config: DictConfig, path: Path, meta: Mapping[str, Any]) -> tuple[Any, nn.Module, str]:
     """Backbone, head and a description of a checkpoint of facelab."""
     before, stated = meta["config"], Input(**meta["input"])
-    _compare_typed(config, path, before["backbone"], stated)
-    backbone = build_backbone(_safe(before["backbone"], "backbone", path), load=False)
+    node = completed(before["backbone"])
+    _compare_typed(config, path, node, stated)
+    backbone = build_backbone(_safe(node, "backbone", path), load=False)
     set_input(backbone, stated)
     head = instantiate(_safe(before["head"], "head", path))
     beside = checkpoint.has_average(path)

@@ -14,6 +14,8 @@ from facelab.training.options import check_kind
 
 # What may stand in a backbone's node beside the arguments of its constructor; see conf/config.yaml.
 COMMON = ("weights", "input")
+# Arguments that a network was given later, and what it was until then: older checkpoints do not name them.
+LATER: dict[str, dict[str, Any]] = {"facelab.backbone.iresnet.IResNet": {"attention": "none"}}
 
 
 def build_backbone(node: DictConfig, load: bool) -> nn.Module:
@@ -46,6 +48,11 @@ def build_backbone(node: DictConfig, load: bool) -> nn.Module:
     stated = load_weights(network, Path(weights).expanduser()) if load and weights is not None else HOUSE
     set_input(network, read_input(given, stated))
     return network
+
+
+def completed(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's `backbone` node with the arguments that its network did not have yet when it was written."""
+    return {**LATER.get(str(node.get("_target_")), {}), **node}
 
 
 def read_input(given: Any, stated: Input) -> Input:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from facelab.backbone.weights import HOUSE, Input
 from facelab.training import fit
 from facelab.training.module import FaceModule
-from facelab.training.network import about_input, build_backbone, convention, read_input
+from facelab.training.network import about_input, build_backbone, completed, convention, read_input
 from facelab.training.preemption import Interrupted
 
 NODE = {
@@ -37,6 +37,13 @@ BGR = Input("bgr", 0.0, 255.0)
 def node(**changes):
     """A backbone's node as it stands in a configuration: with the size somewhere else."""
     return OmegaConf.create({"size": 48, "backbone": {**NODE, **changes}}).backbone
+
+
+def test_a_node_of_an_older_checkpoint_is_completed():
+    older = {key: value for key, value in NODE.items() if key != "attention"}
+    assert completed(older) == NODE
+    assert completed({**older, "attention": "cbam"})["attention"] == "cbam"
+    assert completed({"_target_": "facelab.backbone.mbf.MBF"}) == {"_target_": "facelab.backbone.mbf.MBF"}
 
 
 def built(load=True, **changes):
