@@ -91,6 +91,7 @@ def test_there_are_files():
         "benchmark",
         "data",
         "data/augment",
+        "data/degrade",
         "data/sampler",
         "distill",
         "head",
@@ -178,6 +179,18 @@ def test_augmentation_of_every_data_set(composer):
         assert result.shape == images.shape
         assert result.dtype == torch.uint8
         assert path.stem != "none" or torch.equal(result, images)
+
+
+def test_degrading_of_every_data_set(composer):
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    for path in (CONF / "data" / "degrade").glob("*.yaml"):
+        made = instantiate(hydra.compose("config", overrides=[f"data/degrade={path.stem}"]).data.degrade)
+        made.check(64)
+        result = made(images, torch.zeros(2, made.draws))
+        assert result.shape == images.shape
+        assert result.dtype == torch.uint8
+        assert made.validation is False
+        assert torch.equal(result, images) == (path.stem == "none")
 
 
 KEY = re.compile(r"^\s*(?!_target_|_partial_)[A-Za-z_]\w*:\s*[^#\s]")

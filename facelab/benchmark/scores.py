@@ -23,12 +23,13 @@ class PairResult:
     Attributes:
         name: the benchmark's name, the first part of the metric keys.
         metrics: flat numbers, ``{"lfw/accuracy": 0.9917, "lfw/tar@far=1e-3": …}``.
-        notes: what has to be said beside a number, by the same key (``"zero false accepts, N=3,000"``).
         scores: (N,) float64, higher is more alike: minus the squared L2 distance.
         same: (N,) bool, genuine or impostor.
         fold: (N,) int64.
         stamp: the protocol, JSON-able; two results are compared only where the stamps agree (`compare_stamps`).
         det: the DET curve.
+        notes: what has to be said beside a number, by the same key (``"zero false accepts, N=3,000"``).
+        parts: further results of the same benchmark, each with a name, a stamp and a score file of its own.
     """
 
     name: str
@@ -39,10 +40,24 @@ class PairResult:
     stamp: dict[str, Any]
     det: Det
     notes: dict[str, str] = field(default_factory=dict)
+    parts: tuple[PairResult, ...] = ()
+
+    def all_metrics(self) -> dict[str, float]:
+        """The numbers of the result and of its parts."""
+        return {key: value for one in (self, *self.parts) for key, value in one.metrics.items()}
+
+    def all_notes(self) -> dict[str, str]:
+        """The notes of the result and of its parts."""
+        return {key: note for one in (self, *self.parts) for key, note in one.notes.items()}
+
+
+def save_all(folder: Path, result: PairResult) -> list[Path]:
+    """Writes a result and its parts to ``<folder>/<name>.npz`` each."""
+    return [save_scores(folder / f"{one.name}.npz", one) for one in (result, *result.parts)]
 
 
 def save_scores(path: str | os.PathLike[str], result: PairResult) -> Path:
-    """Writes a result to ``path`` (.npz), whole or not at all.
+    """Writes a result without its parts to ``path`` (.npz), whole or not at all.
 
     Arrays: ``scores``, ``same``, ``fold``, ``det_threshold``, ``det_fmr``, ``det_fnmr``; ``name`` and, as JSON text,
     ``stamp``, ``metrics``, ``notes``.

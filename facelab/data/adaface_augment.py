@@ -9,19 +9,18 @@ that was published with the paper.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from facelab.data.resampling import INTERPOLATIONS, WEIGHT, tables
+from facelab.data.augment import change_some
+from facelab.resampling import INTERPOLATIONS, resample, tables
 
 __all__ = ["AdaFaceAugment"]
 
 _LARGEST_RATIO = 4 / 3  # of a kept rectangle's sides, the longer to the shorter
 _NEWTON_STEPS = 6  # after four, the error is below float64's
 _STEPS = 1024  # factors of the jitter are multiples of 1/_STEPS: their products with bytes are exact in float32
-_BETWEEN = 4  # pixels between two axes of a resize are multiples of 1/_BETWEEN: exact, and finer than the result
 
 
 class AdaFaceAugment(nn.Module):
@@ -78,9 +77,9 @@ class AdaFaceAugment(nn.Module):
         if images.shape[1] != images.shape[2]:
             raise ValueError(f"images are {images.shape[1]}×{images.shape[2]} pixels: this augmentation needs squares")
         with torch.autocast(images.device.type, enabled=False):  # 8 bits of a bfloat16 would not hold the weights
-            images = _change(images, draws[:, 1:6], self.crop_prob, self._keep_rectangle)
-            images = _change(images, draws[:, 6:10], self.low_res_prob, self._lower_resolution)
-            images = _change(images, draws[:, 10:15], self.photometric_prob, self._jitter_colours)
+            images = change_some(images, draws[:, 1:6], self.crop_prob, self._keep_rectangle)
+            images = change_some(images, draws[:, 6:10], self.low_res_prob, self._lower_resolution)
+            images = change_some(images, draws[:, 10:15], self.photometric_prob, self._jitter_colours)
         if self.mirror == 0:
             return images
         return torch.where((draws[:, 0] < self.mirror)[:, None, None, None], images.flip(2), images)
@@ -122,8 +121,8 @@ class AdaFaceAugment(nn.Module):
         size = (share * side).long().clamp(smallest, side) - smallest
         kinds = (draws[:, 1:3] * len(INTERPOLATIONS)).long()
         down, up = self._matrices[key]
-        small = _resample(images.float(), down[kinds[:, 0], size])
-        return _resample(small, up[kinds[:, 1], size]).to(torch.uint8)
+        small = resample(images.float(), down[kinds[:, 0], size])
+        return resample(small, up[kinds[:, 1], size]).to(torch.uint8)
 
     def _jitter_colours(self, images: Tensor, draws: Tensor) -> Tensor:
         """Pillow's brightness, contrast and saturation, in one of their six orders; bytes after each, as there."""
@@ -150,34 +149,10 @@ class AdaFaceAugment(nn.Module):
         )
 
 
-def _change(images: Tensor, draws: Tensor, probability: float, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Changes the images whose first draw is below the probability; the other draws say how."""
-    if probability == 0:
-        return images
-    chosen, draws = draws[:, 0] < probability, draws[:, 1:]
-    if images.device.type != "cpu":
-        # To ask which are chosen would wait for the device: changing all of them costs it less.
-        return torch.where(chosen[:, None, None, None], change(images, draws), images)
-    rows = chosen.nonzero()[:, 0]
-    return images.index_copy(0, rows, change(images[rows], draws[rows])) if len(rows) else images
-
-
 def _within(first: Tensor, count: Tensor, length: int) -> Tensor:
     """(B, length): which places lie in first … first + count - 1."""
     places = torch.arange(length, device=first.device)
     return (places >= first[:, None]) & (places < (first + count)[:, None])
-
-
-def _resample(images: Tensor, weights: Tensor) -> Tensor:
-    """Images (b,H,H,3) of bytes, float32, and matrices (b,H,H) in 1/WEIGHT → M · image · Mᵀ, rounded to bytes."""
-    weights = weights.float() / WEIGHT
-    rows = _apply(weights, images).mul_(_BETWEEN).round_().div_(_BETWEEN)
-    return _apply(weights, rows).round_().clamp_(0, 255)
-
-
-def _apply(weights: Tensor, images: Tensor) -> Tensor:
-    """Each matrix along the first axis of its image, which comes back with its axes exchanged."""
-    return torch.bmm(weights, images.flatten(2)).view(images.shape).transpose(1, 2)
 
 
 def _grey(pixels: Tensor) -> Tensor:

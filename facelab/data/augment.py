@@ -1,9 +1,11 @@
 """Mirror and shift a whole batch in one gather, on the device where the batch already is."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Augment", "normalise"]
+__all__ = ["Augment", "change_some", "normalise"]
 
 
 class Augment(nn.Module):
@@ -55,3 +57,17 @@ class Augment(nn.Module):
 def normalise(images: Tensor) -> Tensor:
     """Images (B,H,W,3) in 0…255 → float32 (B,3,H,W) in [-1, 1], in channels-last memory: (x - 127.5) / 127.5."""
     return (images.permute(0, 3, 1, 2).to(torch.float32) - 127.5).div_(127.5)
+
+
+def change_some(
+    images: Tensor, draws: Tensor, probability: float, change: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Changes the images (b,H,W,3) whose first draw is below the probability; their other draws say how."""
+    if probability == 0:
+        return images
+    chosen, draws = draws[:, 0] < probability, draws[:, 1:]
+    if images.device.type != "cpu":
+        # To ask which are chosen would wait for the device: changing all of them costs it less.
+        return torch.where(chosen[:, None, None, None], change(images, draws), images)
+    rows = chosen.nonzero()[:, 0]
+    return images.index_copy(0, rows, change(images[rows], draws[rows])) if len(rows) else images

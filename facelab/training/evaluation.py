@@ -20,7 +20,7 @@ from torch import nn
 from facelab.backbone.complexity import count_macs, count_parameters
 from facelab.backbone.weights import Input, set_input
 from facelab.benchmark.pair_files import PairSet
-from facelab.benchmark.scores import save_scores
+from facelab.benchmark.scores import save_all
 from facelab.data.torch_loader import EvalLoader
 from facelab.door import configuration_folder
 from facelab.report import run as report
@@ -125,17 +125,17 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         seconds = time.perf_counter() - began
         result = evaluation.benchmark.evaluate(embeddings, evaluation.pairs)
         metrics = {
-            **result.metrics,
+            **result.all_metrics(),
             "parameters": count_parameters(evaluation.backbone),
             "images": len(evaluation.pairs),
             "seconds": round(seconds, 1),
             "images_per_s": round(len(evaluation.pairs) / max(seconds, 1e-9), 1),
         }
-        save_scores(directory.path / "scores" / f"{result.name}.npz", result)
+        save_all(directory.path / "scores", result)
         directory.finish(metrics)
         picture = report.draw(directory.path)
         copy.publish(metrics, picture)
-        show_result(metrics, result.notes, str(directory.path))
+        show_result(metrics, result.all_notes(), str(directory.path))
         return metrics
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command, started again, begins this evaluation anew") from None

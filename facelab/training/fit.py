@@ -15,7 +15,7 @@ from torch import nn
 
 from facelab.backbone.complexity import count_macs, count_parameters
 from facelab.backbone.weights import Input, set_input
-from facelab.benchmark.scores import save_scores
+from facelab.benchmark.scores import save_all
 from facelab.data.albumentation import Albumentations
 from facelab.data.inspect import Inspection
 from facelab.loss.base import Loss
@@ -38,7 +38,7 @@ from facelab.training.record import History, RunDirectory
 from facelab.training.strategy import keep_memory, launched_rank, strategy
 
 # What a data group says beside the data set itself.
-COMMON = ("known", "inspect", "holdout", "augment", "sampler", "albumentations", "loader")
+COMMON = ("known", "inspect", "holdout", "augment", "degrade", "sampler", "albumentations", "loader")
 
 
 @dataclass
@@ -97,7 +97,8 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     meta = checkpoint.read_meta(directory.last) if directory.resumable else None
     progress = Progress() if meta is None else Progress(**meta["progress"])
     source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
-    augment = instantiate(config.data.augment)
+    augment, degrade = instantiate(config.data.augment), instantiate(config.data.degrade)
+    degrade.check(source.size)
     benchmark = instantiate(config.benchmark)
     recipe = instantiate(config.optimizer)
     data = FaceData(
@@ -107,7 +108,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         benchmark,
         options,
         config.seed,
-        augment.draws,
+        augment.draws + degrade.draws,
         progress,
         None if config.data.albumentations is None else Albumentations(plain["data"]["albumentations"]),
         instantiate(config.data.sampler, _partial_=True),
@@ -135,7 +136,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         return backbone, head, loss
 
     fresh = config.backbone.weights is None
-    module = FaceModule(build, augment, recipe, benchmark, data, progress, config.seed, calibrates=fresh)
+    module = FaceModule(build, augment, degrade, recipe, benchmark, data, progress, config.seed, calibrates=fresh)
     sampling = about_sampler(data.plan, data.labels, loss, options.accumulate)
     return Run(config, plain, options, progress, data, module, network, directory, found, sampling)
 
@@ -174,11 +175,11 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
             return {}
         result = run.module.result
         metrics = _final(run, keeper.reported["step"], result)
-        save_scores(directory.path / "scores" / f"{result.name}.npz", result)
+        save_all(directory.path / "scores", result)
         directory.finish(metrics)
         picture = report.draw(directory.path)
         copy.publish(metrics, picture)
-        show_result(metrics, result.notes, str(directory.path))
+        show_result(metrics, result.all_notes(), str(directory.path))
         return metrics
     except Diverged as error:
         raise ValueError(f"{error}. {_way_on(run)}") from error
@@ -310,7 +311,7 @@ def _first_step(plain: Mapping[str, Any]) -> str:
 def _final(run: Run, step: int, result: Any) -> dict[str, float]:
     progress = run.progress
     return {
-        **result.metrics,
+        **result.all_metrics(),
         **progress.best,
         "best_step": step,
         "steps": progress.step,

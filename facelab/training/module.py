@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from facelab.data.augment import normalise
-from facelab.data.plan import step_seed
+from facelab.data.plan import step_seed, uniforms
 from facelab.data.torch_loader import Batch
 from facelab.loss.base import Loss, LossOutput, NotFinite
 from facelab.loss.classifier import ClassCentres
@@ -49,6 +49,7 @@ class FaceModule(pl.LightningModule):
     Args:
         build: makes (backbone, head, loss); called once, when the ranks have found each other.
         augment: (uint8 images (B,H,W,3), draws (B,k)) → uint8 images, on the device.
+        degrade: the same, of what the augmentation gives; its draws are the columns behind those of the augmentation.
         recipe: optimizer and schedule.
         benchmark: turns embeddings and a pair set into metrics.
         data: the datamodule: numbers of steps, pair sets.
@@ -61,6 +62,7 @@ class FaceModule(pl.LightningModule):
         self,
         build: Callable[[], tuple[nn.Module, nn.Module, Loss]],
         augment: nn.Module,
+        degrade: Any,
         recipe: Recipe,
         benchmark: Any,
         data: Any,
@@ -70,7 +72,7 @@ class FaceModule(pl.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.build, self.augment, self.recipe = build, augment, recipe
+        self.build, self.augment, self.degrade, self.recipe = build, augment, degrade, recipe
         self.benchmark, self.data, self.progress, self.seed = benchmark, data, progress, seed
         self.calibrates = calibrates
         self.accumulate: int = data.options.accumulate
@@ -145,7 +147,8 @@ class FaceModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step)
         optimizer.zero_grad()
-        images = self.augment(batch.images, batch.draws)
+        first = self.augment.draws
+        images = self.degrade(self.augment(batch.images, batch.draws[:, :first]), batch.draws[:, first:])
         total = torch.zeros((), device=self.device)
         parts = [tensor.tensor_split(self.accumulate) for tensor in (images, batch.labels, batch.indices)]
         for number, (part, labels, indices) in enumerate(zip(*parts, strict=True), start=1):
@@ -267,12 +270,17 @@ class FaceModule(pl.LightningModule):
             self.average.restart(self.backbone, self.head)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Embeds a batch of a pair set."""
-        self._embedded.append(embed(self.embed, batch.images, self.benchmark.mirror))
+        """Embeds a batch of the held-out training identities, degraded where that was asked for."""
+        images = batch.images
+        if self.degrade.validation:
+            # Of no epoch and no run's seed: each image is always degraded alike, and runs choose on the same.
+            draws = uniforms(0, 0, batch.indices.cpu().numpy(), self.degrade.draws)
+            images = self.degrade(images, torch.from_numpy(draws).to(images.device))
+        self._embedded.append(embed(self.embed, images, self.benchmark.mirror))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same for the reported benchmark."""
-        self.validation_step(batch, batch_idx)
+        """Embeds a batch of the reported benchmark, whose images are what its protocol says."""
+        self._embedded.append(embed(self.embed, batch.images, self.benchmark.mirror))
 
     def on_validation_epoch_end(self) -> None:
         """Scores the held-out training identities."""

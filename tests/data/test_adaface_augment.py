@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance
 from facelab.data import adaface_augment
 from facelab.data.adaface_augment import AdaFaceAugment
 from facelab.data.plan import uniforms
-from facelab.data.resampling import INTERPOLATIONS, WEIGHT, matrix, tables
+from facelab.resampling import BETWEEN, INTERPOLATIONS, WEIGHT, matrix, tables
 
 SIDE = 32
 OFF = {"mirror": 0, "crop_prob": 0, "crop_scale": 0.2, "low_res_prob": 0, "low_res_scale": 0.2}
@@ -76,7 +76,7 @@ def test_tables_hold_the_matrices_in_whole_numbers():
     assert (up.astype(int).sum(-1) == WEIGHT).all()
     # Sums of products stay below 2^24, also in quarters of a level: float32 adds them exactly, in any order.
     largest = max(np.abs(table.astype(int)).sum(-1).max() for table in (down, up))
-    overshoot = largest / WEIGHT * 255 * adaface_augment._BETWEEN
+    overshoot = largest / WEIGHT * 255 * BETWEEN
     assert overshoot < 2**11, "one more bit than TensorFloat-32 has"
     assert overshoot * largest < 2**24
 
@@ -236,7 +236,7 @@ def test_the_way_of_a_gpu_gives_the_same(monkeypatch):
     def all_of_them(images, draws, probability, change):
         return torch.where((draws[:, 0] < probability)[:, None, None, None], change(images, draws[:, 1:]), images)
 
-    monkeypatch.setattr(adaface_augment, "_change", all_of_them)
+    monkeypatch.setattr(adaface_augment, "change_some", all_of_them)
     assert torch.equal(usual()(images, numbers), expected)
 
 
