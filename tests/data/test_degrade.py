@@ -10,7 +10,7 @@ from facelab.data.augment import Augment
 from facelab.data.degrade import LowResolution, Untouched
 from facelab.data.jpeg import compress
 from facelab.data.plan import Plan, uniforms
-from facelab.data.surveillance import Surveillance, _mix, _sums, _whole_blocks
+from facelab.data.surveillance import _DEVIATION, Surveillance, _mix, _sums, _whole_blocks
 from facelab.data.synthetic import render
 from facelab.data.torch_loader import TrainLoader
 
@@ -89,13 +89,9 @@ def test_noise_has_the_deviation_that_was_drawn_and_no_pattern():
     for shift in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (8, 8, 0)):
         moved = noise.roll(shift, (1, 2, 3))
         assert abs(np.corrcoef(noise.flatten(), moved.flatten())[0, 1]) < 0.01
-    raw = _sums(numbers[:, 5:7], 24) / degrade_deviation()
+    raw = _sums(numbers[:, 5:7], 24) / _DEVIATION
     assert abs(float(raw.std()) - 1) < 0.01
     assert abs(float((raw**4).mean()) - 2.7) < 0.1  # of four bytes: 3 − 6/(5·4); a normal's is 3
-
-
-def degrade_deviation():
-    return float(np.sqrt(4 * (256**2 - 1) / 12))
 
 
 def test_the_hash_is_murmurs():
