@@ -58,18 +58,7 @@ def wandb_logger(
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
-    asked = mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-    unreachable = _why_unreachable() if mode == "online" else None
-    if unreachable is not None:
-        if asked == "online":
-            raise ValueError(
-                f"W&B cannot be reached ({unreachable}): set logger.mode=offline and sync later, or logger=csv for "
-                "metrics.csv alone"
-            )
-        log.warning("W&B cannot be reached (%s): this run is offline, `wandb sync` sends it later", unreachable)
-        mode = "offline"
+    mode = _reachable_mode(mode)
     logger = WandbLogger(
         project=project,
         entity=entity,
@@ -93,6 +82,23 @@ def wandb_logger(
             "metrics.csv alone"
         ) from None
     return logger
+
+
+def _reachable_mode(mode: str) -> str:
+    """What `mode` comes to where W&B's server may not answer: then `auto` is offline, and `online` is refused."""
+    asked = mode
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    unreachable = _why_unreachable() if mode == "online" else None
+    if unreachable is None:
+        return mode
+    if asked == "online":
+        raise ValueError(
+            f"W&B cannot be reached ({unreachable}): set logger.mode=offline and sync later, or logger=csv for "
+            "metrics.csv alone"
+        )
+    log.warning("W&B cannot be reached (%s): this run is offline, `wandb sync` sends it later", unreachable)
+    return "offline"
 
 
 def _has_key() -> bool:
