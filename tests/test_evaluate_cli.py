@@ -97,7 +97,7 @@ def told(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("benchmark=pars", "benchmark has no option 'pars': did you mean pairs?"),
+        ("benchmark=pars", "benchmark has no option 'pars': did you mean pairs or pairs_lowres?"),
         ("backbone=mobilefacent", "backbone has no option 'mobilefacent': did you mean mobilefacenet"),
         ("checkpont=x", "there is no key 'checkpont': did you mean checkpoint"),
         ("trainer.precision=fp32", "there is no key 'trainer.precision': did you mean precision"),
