@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## the environment .venv with all that training, tests and lint need
 
-train: $(READY) ## train a tiny network on rendered faces, about two and a half minutes on two cores
+train: $(READY) ## train a tiny network on rendered faces, two to five minutes on two cores
 	@$(RUN) -m facelab.train $(ARGS)
 
 # A file of tests stays in one process, whose fixtures it shares; those that take long come early enough.
