@@ -1,8 +1,7 @@
 """One evaluation: a checkpoint, or published weights, on a benchmark, and the record that it leaves."""
 
-import hashlib
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,30 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from facelab.backbone.complexity import count_macs, count_parameters
-from facelab.backbone.weights import Input, set_input
+from facelab.backbone.weights import Input
 from facelab.benchmark.pair_files import PairSet
 from facelab.benchmark.scores import save_all
 from facelab.data.torch_loader import EvalLoader
-from facelab.door import configuration_folder
 from facelab.report import run as report
-from facelab.training import checkpoint, fit
+from facelab.training import fit
 from facelab.training.datamodule import divide, faces
 from facelab.training.inspection import look_at_images
 from facelab.training.logging import Copy
 from facelab.training.module import embed
-from facelab.training.network import COMMON, about_input, build_backbone, completed, convention, read_input
+from facelab.training.network import COMMON, about_input, completed, convention, read_input
 from facelab.training.options import EvaluationOptions, check_kind, check_kinds
 from facelab.training.preemption import Interrupted
 from facelab.training.progress import show_choices, show_result, track
 from facelab.training.record import RunDirectory, differences
 from facelab.training.strategy import keep_memory
+from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
 
 
 @dataclass
@@ -69,8 +66,8 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
         Interrupted: Ctrl-C; nothing of the result is kept.
     """
     fit.quiet()
-    path = _checkpoint(config.checkpoint)
-    meta = _meta(path)
+    path = file_of("checkpoint", config.checkpoint)
+    meta = meta_of(path)
     if meta is not None:
         _take_over(config, meta, typed)
     if config.data.root is None:  # a benchmark that lies beside the training data asks whether there is such a key
@@ -78,7 +75,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
             config.data.pop("root")
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_kinds(plain)
-    plain["checkpoint_sha256"] = _digest(path)
+    plain["checkpoint_sha256"] = digest_of(path)
     if meta is not None:
         plain["trained"] = {"step": meta["step"], "config": meta["config"]}
     # Whoever asks again is answered at once: the folder, and the checkpoint's content, say whether it is the same.
@@ -92,7 +89,12 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
     options = EvaluationOptions(config.batch_size, config.accelerator, config.precision, config.progress)
     benchmark = instantiate(config.benchmark)
     check_kind("ema", config.ema, bool | None)
-    backbone, head, about = _published(config, path) if meta is None else _trained(config, path, meta)
+    if meta is None:
+        trained = out_of_weights("checkpoint", path, config.backbone, "backbone", config.ema)
+    else:
+        _compare_typed(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
+        trained = out_of_checkpoint("checkpoint", path, meta, config.ema)
+    backbone, head, about = trained
     pairs = benchmark.open(None) if benchmark.path is not None else _held_out(config, path, meta, benchmark)
     shape, size = pairs.load(0).shape, config.data.size
     if shape != (size, size, 3):
@@ -192,37 +194,6 @@ def _choices(evaluation: Evaluation) -> dict[str, str]:
 # Which model
 
 
-def _checkpoint(given: Any) -> Path:
-    if not isinstance(given, str):
-        raise ValueError(f"checkpoint is {given!r}: give the path of a file")
-    path = Path(given).expanduser()
-    if path.is_dir():
-        found = sorted(str(file) for file in path.glob("**/*.ckpt"))
-        raise ValueError(
-            f"checkpoint={path}: is a folder; give a file" + (f" in it: {' or '.join(found[:2])}" if found else "")
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint={path}: no such file; give a best.ckpt or last.ckpt of a run, or a file of published weights"
-        )
-    return path
-
-
-def _meta(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint of facelab says of itself; None for other files.
-
-    Raises:
-        ValueError: a checkpoint of facelab that is one shard of several, or of another format.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            if "facelab" not in (file.metadata() or {}):
-                return None
-    except (SafetensorError, OSError):
-        return None
-    return checkpoint.read_meta(path)
-
-
 def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[str]) -> None:
     """Puts what a checkpoint says of its training in place of values that nobody has typed."""
     before = meta["config"]
@@ -246,26 +217,6 @@ def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[st
             OmegaConf.update(config, key, value)
 
 
-def _trained(config: DictConfig, path: Path, meta: Mapping[str, Any]) -> tuple[Any, nn.Module, str]:
-    """Backbone, head and a description of a checkpoint of facelab."""
-    before, stated = meta["config"], Input(**meta["input"])
-    node = completed(before["backbone"])
-    _compare_typed(config, path, node, stated)
-    backbone = build_backbone(_safe(node, "backbone", path), load=False)
-    set_input(backbone, stated)
-    head = instantiate(_safe(before["head"], "head", path))
-    beside = checkpoint.has_average(path)
-    averages = before["trainer"].get("ema") is not None
-    if config.ema is True and not averages:
-        raise ValueError(f"ema=true, but checkpoint={path} was trained without trainer.ema: leave it out")
-    if config.ema is False and averages and not beside:
-        raise ValueError(f"ema=false, but checkpoint={path} holds the averaged weights alone: take the run's last.ckpt")
-    averaged = beside and config.ema is not False
-    checkpoint.load_network(path, backbone, head, averaged)
-    words = ", averaged weights" if averages and config.ema is not False else ", weights in training" * averages
-    return backbone, head, f"{path}, step {meta['step']:,}{words}"
-
-
 def _compare_typed(config: DictConfig, path: Path, before: Mapping[str, Any], stated: Input) -> None:
     """Refuses a backbone that was typed and is not that of the checkpoint."""
     if read_input(config.backbone.input, stated) != stated:
@@ -286,63 +237,6 @@ def _compare_typed(config: DictConfig, path: Path, before: Mapping[str, Any], st
         )
 
 
-def _published(config: DictConfig, path: Path) -> tuple[Any, nn.Module, str]:
-    """The same of published weights."""
-    if "_target_" not in config.backbone:
-        known = ", ".join(sorted(file.stem for file in (configuration_folder() / "backbone").glob("*.yaml")))
-        raise ValueError(
-            f"checkpoint={path}: is no checkpoint of facelab (or a damaged one), so it does not say which network it "
-            f"is of: add backbone=…, one of {known}"
-        )
-    if config.ema is True:
-        raise ValueError(f"ema=true, but checkpoint={path} is no checkpoint of facelab: leave it out")
-    node = config.backbone.copy()
-    with open_dict(node):
-        node.weights = str(path)
-    try:
-        return build_backbone(node, load=True), nn.Identity(), f"{path}, published weights"
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(str(error).replace("backbone.weights=", "checkpoint=", 1)) from error
-
-
-def _safe(node: Mapping[str, Any], group: str, path: Path) -> DictConfig:
-    """A node out of a checkpoint, to be instantiated: what it calls must be a choice of conf/<group>/.
-
-    A checkpoint may come from a stranger, and `_target_` names what is called.
-    """
-    known = {
-        target
-        for file in (configuration_folder() / group).glob("*.yaml")
-        for target in _targets(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    }
-    strange = sorted(set(_targets(node)) - known)
-    if strange:
-        raise ValueError(
-            f"checkpoint={path} asks for {strange[0]} as its {group}, which no file of conf/{group} offers, and which "
-            "is not called on a checkpoint's word alone: add such a file if you trust it"
-        )
-    return OmegaConf.create(dict(node))
-
-
-def _targets(tree: Any) -> Iterator[str]:
-    if isinstance(tree, Mapping):
-        if "_target_" in tree:
-            yield str(tree["_target_"])
-        for value in tree.values():
-            yield from _targets(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _targets(value)
-
-
-def _digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
-
 # On which faces
 
 
@@ -357,7 +251,7 @@ def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, be
     node = {key: value for key, value in before["data"].items() if key not in fit.COMMON}
     if "root" in node:
         node["root"] = config.data.get("root", node["root"])
-    source = instantiate(_safe(node, "data", path))
+    source = instantiate(safe("checkpoint", node, "data", path))
     kept = np.ones(len(source.labels), dtype=bool)
     inspect = before["data"].get("inspect")
     if inspect is not None:
