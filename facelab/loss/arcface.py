@@ -10,6 +10,8 @@ from facelab.loss.angle import chosen_gradient, sine, straight_through
 from facelab.loss.base import require_between
 from facelab.loss.classifier import Context, MarginLoss
 
+Number = float | Tensor
+
 
 class ArcFace(MarginLoss):
     """Additive angular margin: the target logit is s·cos(θ_y + m), the others are s·cosθ_j.
@@ -33,6 +35,8 @@ class ArcFace(MarginLoss):
         ValueError: an option is out of range or unknown.
     """
 
+    takes_margins = True
+
     def __init__(
         self,
         embedding_size: int,
@@ -52,16 +56,22 @@ class ArcFace(MarginLoss):
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         """Return cos(θ_y + m)."""
-        within = cosine * math.cos(self.margin) - sine(cosine) * math.sin(self.margin)
-        past = cosine <= -math.cos(self.margin)
-        mapped = torch.where(past, _PAST_PI[self.past_pi](cosine, within, self.margin), within)
+        cos, sin, drop = self._of_margin(context.margins)
+        within = cosine * cos - sine(cosine) * sin
+        mapped = torch.where(cosine <= -cos, _PAST_PI[self.past_pi](cosine, within, drop), within)
         return self.gradient(cosine, mapped)
 
+    def _of_margin(self, margins: Tensor | None) -> tuple[Number, Number, Number]:
+        """What the formulas take of m: cos m, sin m and m·sin m; of the loss's own margin, or of (B,) margins."""
+        if margins is None:
+            return math.cos(self.margin), math.sin(self.margin), self.margin * math.sin(self.margin)
+        return margins.cos(), margins.sin(), margins * margins.sin()
 
-# (cosine, cos(θ+m), m) → the target past π
-_PAST_PI: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "monotone": lambda cosine, within, margin: cosine - margin * math.sin(margin),
-    "unguarded": lambda cosine, within, margin: within,
-    "clip": lambda cosine, within, margin: torch.full_like(cosine, -1),
-    "clamp_angle": lambda cosine, within, margin: straight_through(cosine, torch.full_like(cosine, -1)),
+
+# (cosine, cos(θ+m), m·sin m) → the target past π
+_PAST_PI: dict[str, Callable[[Tensor, Tensor, Number], Tensor]] = {
+    "monotone": lambda cosine, within, drop: cosine - drop,
+    "unguarded": lambda cosine, within, drop: within,
+    "clip": lambda cosine, within, drop: torch.full_like(cosine, -1),
+    "clamp_angle": lambda cosine, within, drop: straight_through(cosine, torch.full_like(cosine, -1)),
 }

@@ -48,10 +48,12 @@ class Loss(nn.Module):
             other at every call.
         compares_images: whether it compares the images of a batch with each other, and so learns nothing from a batch
             in which nobody has two.
+        takes_margins: whether a call may bring a margin for each image, which a teacher gave (facelab.distill.margin).
     """
 
     even = False
     compares_images = False
+    takes_margins = False
 
     def sharded_parameters(self) -> list[str]:
         """Dotted names, relative to the loss, of the parameters and buffers of which every rank holds another part."""

@@ -107,12 +107,15 @@ class Context:
         labels: (B,) int64.
         step: number of the training step, counted from 0.
         training: whether moving averages are to be updated.
+        margins: (B,) a margin for each image, in place of the loss's own; None where there are none, and always where
+            the loss does not take any.
     """
 
     norms: Tensor
     labels: Tensor
     step: int
     training: bool
+    margins: Tensor | None = None
 
 
 class ClassCentres(nn.Module):
@@ -262,16 +265,17 @@ class MarginLoss(Loss):
             and self.combine == "logsumexp"
         )
 
-    def forward(self, embeddings: Tensor, labels: Tensor, step: int) -> LossOutput:
+    def forward(self, embeddings: Tensor, labels: Tensor, step: int, margins: Tensor | None = None) -> LossOutput:
         """(B,D) embeddings, (B,) int64 labels of this rank → the global batch's mean loss and top-1 accuracy.
 
-        The accuracy is the share of rows to which no other class centre is as near, before any margin, as their own;
-        with sampled classes or mined ones, no other of these.
+        With `takes_margins`, (B,) margins of this rank's images may take the place of the loss's own. The accuracy is
+        the share of rows to which no other class centre is as near, before any margin, as their own; with sampled
+        classes or mined ones, no other of these.
         """
         self._check(embeddings, labels)
         product = _product_format(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings, context = self._global_batch(embeddings, labels, step)
+            embeddings, context = self._global_batch(embeddings, labels, step, margins)
             columns = self._columns(context)
             size = self._chunk_size(embeddings)
             classes = Chunks(self, columns, product, size) if size else Whole(self, columns, product)
@@ -314,15 +318,20 @@ class MarginLoss(Loss):
         """The class centres, and their queues where prototypes are mined."""
         return ["classifier.weight", *(["queues.classes"] if self.queues is not None else [])]
 
-    def _global_batch(self, embeddings: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Context]:
+    def _global_batch(
+        self, embeddings: Tensor, labels: Tensor, step: int, margins: Tensor | None = None
+    ) -> tuple[Tensor, Context]:
         """→ (B,D) embeddings that have entered the shards, normalised if the loss is, and the context."""
+        assert margins is None or self.takes_margins, f"{type(self).__name__} has no margin to replace"
         counts = row_counts(labels, self.even)
+        if margins is not None:
+            margins = gather_rows(margins, counts)
         embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
         norms = torch.linalg.vector_norm(embeddings, dim=1)
         require_finite(embeddings, norms)
         if self.normalised:
             embeddings = unit(embeddings, norms)
-        return enter_shards(embeddings), Context(norms, labels, step, self.training)
+        return enter_shards(embeddings), Context(norms, labels, step, self.training, margins)
 
     def _columns(self, context: Context) -> Columns:
         """The classes of this rank that take part in this step."""

@@ -21,6 +21,8 @@ class CosFace(MarginLoss):
         ValueError: scale or margin is out of range.
     """
 
+    takes_margins = True
+
     def __init__(self, embedding_size: int, num_classes: int, scale: float, margin: float):
         super().__init__(embedding_size, num_classes, scale)
         require_between("margin", margin, 0.0, 1.0)
@@ -28,4 +30,4 @@ class CosFace(MarginLoss):
 
     def target(self, cosine: Tensor, context: Context) -> Tensor:
         """Return cosθ_y − m."""
-        return cosine - self.margin
+        return cosine - (self.margin if context.margins is None else context.margins)

@@ -8,10 +8,11 @@ import torch
 from reference import B, C, D, check_edges, sample, with_centres
 
 from facelab.loss.arcface import ArcFace
-from facelab.loss.classifier import ClassifierOptions, MarginLoss
+from facelab.loss.classifier import ClassifierOptions, Context, MarginLoss
 from facelab.loss.cosface import CosFace
 from facelab.loss.softmax import Softmax
 
+PLAIN = Context(torch.ones(1), torch.zeros(1, dtype=torch.int64), step=0, training=True)  # ArcFace needs nothing of it
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.npz"
 
 
@@ -105,7 +106,7 @@ def test_past_pi(past_pi, target, slope):
     embeddings, weight, labels = facing([-0.97])
     loss = with_centres(arcface(D, 2, past_pi=past_pi), weight)
     cosine = torch.tensor([-0.97], dtype=torch.float64, requires_grad=True)
-    mapped = loss.target(cosine, None)
+    mapped = loss.target(cosine, PLAIN)
     mapped.sum().backward()
     assert mapped.item() == pytest.approx(target, abs=6e-4)
     assert loss.logits(embeddings, labels, 0)[0, 0].item() == pytest.approx(64 * mapped.item())
@@ -118,14 +119,14 @@ def test_past_pi(past_pi, target, slope):
 @pytest.mark.parametrize("past_pi", ["unguarded", "clamp_angle", "clip", "monotone"])
 def test_before_pi_all_behaviours_are_cos_theta_plus_m(past_pi):
     theta = torch.linspace(0, math.pi - 0.501, 200, dtype=torch.float64)
-    mapped = arcface(D, C, past_pi=past_pi).target(theta.cos(), None)
+    mapped = arcface(D, C, past_pi=past_pi).target(theta.cos(), PLAIN)
     torch.testing.assert_close(mapped, torch.cos(theta + 0.5), rtol=0, atol=1e-12)
 
 
 def test_straight_through_target_slope_is_one():
     cosine = torch.linspace(-1, 1, 41, dtype=torch.float64, requires_grad=True)
     for past_pi in ("unguarded", "clamp_angle", "clip", "monotone"):
-        mapped = arcface(D, C, gradient="straight_through", past_pi=past_pi).target(cosine, None)
+        mapped = arcface(D, C, gradient="straight_through", past_pi=past_pi).target(cosine, PLAIN)
         (slope,) = torch.autograd.grad(mapped.sum(), cosine)
         assert torch.equal(slope, torch.ones_like(slope))
 
