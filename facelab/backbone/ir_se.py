@@ -8,6 +8,7 @@ load without renaming, and which no network of the other family can take.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from facelab.backbone.attention import build_attention, reset_attention
 from facelab.backbone.iresnet import check_residual
 from facelab.backbone.prelu import PReLU
+from facelab.backbone.stages import Stage
 
 SQUEEZE = 16  # channels of a unit for one in the middle of its squeeze-and-excitation, in every published network
 
@@ -93,6 +95,7 @@ class IR(nn.Module):
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), PReLU(widths[0])
         )
+        self.layers = list(layers)
         units, inputs, side = [], widths[0], image_size
         for count, outputs in zip(layers, widths, strict=True):
             units.append(Unit(inputs, outputs, 2, se, attention))
@@ -119,3 +122,13 @@ class IR(nn.Module):
         x = linear(flatten(dropout(norm(self.body(self.input_layer(images))))))
         # The last norm decides the embedding's scale; in half precision its variance would lose three digits.
         return last(x.to(linear.weight.dtype))
+
+    def stages(self) -> list[Stage]:
+        """See `facelab.backbone.stages`."""
+        units = iter(self.body)
+        rows = [tuple(islice(units, count)) for count in self.layers]
+        return [
+            Stage("input_layer", (self.input_layer,)),
+            *(Stage(f"stage{number}", row) for number, row in enumerate(rows, start=1)),
+            Stage("output_layer", (self.output_layer,)),
+        ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from facelab.backbone.attention import build_attention, reset_attention
 from facelab.backbone.prelu import PReLU
+from facelab.backbone.stages import Stage
 
 
 class Block(nn.Module):
@@ -103,6 +104,15 @@ class IResNet(nn.Module):
         x = self.fc(torch.flatten(x, 1))
         # The last norm decides the embedding's scale; in half precision its variance would lose three digits.
         return self.features(x.to(self.features.weight.dtype))
+
+    def stages(self) -> list[Stage]:
+        """See `facelab.backbone.stages`."""
+        rows = {f"layer{number}": self.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)}
+        return [
+            Stage("stem", (self.conv1, self.bn1, self.prelu)),
+            *(Stage(name, tuple(row.children())) for name, row in rows.items()),
+            Stage("neck", (self.bn2, self.dropout, self.fc, self.features)),
+        ]
 
 
 def _stage(inputs: int, outputs: int, units: int, attention: str) -> nn.Sequential:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from facelab.backbone.prelu import PReLU
+from facelab.backbone.stages import Stage
 
 
 class ConvBlock(nn.Module):
@@ -139,3 +140,18 @@ class MBF(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.features(self.conv_sep(x))
+
+    def stages(self) -> list[Stage]:
+        """See `facelab.backbone.stages`."""
+        stem, first, *others = self.layers
+        pairs = zip(others[::2], others[1::2], strict=True)
+        rows = [_units(first), *((strided, *_units(row)) for strided, row in pairs)]
+        return [
+            Stage("stem", (stem,)),
+            *(Stage(f"row{number}", row) for number, row in enumerate(rows, start=1)),
+            Stage("neck", (self.conv_sep, self.features)),
+        ]
+
+
+def _units(row: nn.Module) -> tuple[nn.Module, ...]:
+    return tuple(row.layers.children()) if isinstance(row, Residual) else (row,)

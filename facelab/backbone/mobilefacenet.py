@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facelab.backbone.prelu import PReLU
+from facelab.backbone.stages import Stage
 
 # Channels, hidden channels of the first bottleneck (stride 2), hidden channels of the residual ones, and their number.
 STAGES = ((64, 128, 128, 4), (128, 256, 256, 6), (128, 512, 256, 2))
@@ -89,6 +90,16 @@ class MobileFaceNet(nn.Module):
         x = self.fc(torch.flatten(self.weigh(x), 1))
         # The last norm decides the embedding's scale; in half precision its variance would lose three digits.
         return self.features(x.to(self.features.weight.dtype))
+
+    def stages(self) -> list[Stage]:
+        """See `facelab.backbone.stages`; the convolution at the stem's resolution is a stage too."""
+        rows = {f"stage{number}": self.get_submodule(f"stage{number}") for number in (1, 2, 3)}
+        return [
+            Stage("stem", (self.stem,)),
+            Stage("depthwise", (self.depthwise,)),
+            *(Stage(name, tuple(row.children())) for name, row in rows.items()),
+            Stage("neck", (self.expand, self.weigh, self.fc, self.features)),
+        ]
 
     def mxnet_names(self) -> dict[str, str]:
         """Our names → those of the published MXNet file, `arg:` (trained) or `aux:` (running statistics) in front."""

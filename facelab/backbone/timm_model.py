@@ -6,12 +6,20 @@ around zero, where a cosine tells most; the last one gives the embedding a scale
 """
 
 import difflib
+import math
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+
+from facelab.backbone.stages import Stage
+from facelab.backbone.timm_groups import group, units_of
+
+PARTS = 4  # stages of a network whose groups are single blocks
+MOST_STAGES = 7  # more groups than these (EfficientNet's) are single blocks
 
 
 class TimmModel(nn.Module):
@@ -43,7 +51,7 @@ class TimmModel(nn.Module):
         if image_size < 16:
             raise ValueError(f"backbone.image_size is {image_size} pixels: give at least 16 (112 is usual)")
         _check_name(model)
-        self.embedding_size = embedding_size
+        self.model, self.embedding_size = model, embedding_size
         with torch.device("meta"):
             body, arguments = _choose(model, drop_path, image_size)
             features = _features(body, model, image_size)
@@ -64,6 +72,40 @@ class TimmModel(nn.Module):
         x = self.fc(self.dropout(self.norm(x.to(self.norm.weight.dtype))))
         # The last norm decides the embedding's scale; in half precision its variance would lose three digits.
         return self.features(x.to(self.features.weight.dtype))
+
+    def stages(self) -> list[Stage]:
+        """See `facelab.backbone.stages`: timm's own groups, those of its layer-wise rates; blocks in four parts."""
+        groups, late = group(self.body)
+        inner = sorted(set(groups.values()) - {late})
+        stem, inner = inner[0], inner[1:]
+        parts = len(inner) if len(inner) <= MOST_STAGES else PARTS
+        cuts = [len(inner) * part // parts for part in range(parts + 1)] if inner else []
+        members = {group: number for number, (a, b) in enumerate(pairwise(cuts)) for group in inner[a:b]}
+        members |= {stem: -1, late: parts}
+        units: dict[int, list[nn.Module]] = {number: [] for number in range(-1, parts + 1)}
+        own: dict[int, list[nn.Parameter]] = {number: [] for number in units}
+        for part in units_of(self.body, groups):
+            if isinstance(part, nn.Parameter):
+                own[members[groups[part]]].append(part)
+            else:
+                units[members[groups[next(part.parameters())]]].append(part)
+        units[parts] += [self.norm, self.dropout, self.fc, self.features]
+        names = {-1: "stem", parts: "neck"}
+        return [
+            Stage(names.get(number, f"stage{number + 1}"), tuple(units[number]), tuple(own[number]), self._to_map)
+            for number in units
+        ]
+
+    def _to_map(self, output: Any) -> Tensor:
+        """(B,C,h,w), (B,h,w,C) or tokens of a square (B,N,C) → (B,C,h,w)."""
+        if isinstance(output, Tensor) and output.dim() == 4:
+            return output.permute(0, 3, 1, 2) if getattr(self.body, "output_fmt", "NCHW") == "NHWC" else output
+        if isinstance(output, Tensor) and output.dim() == 3:
+            tokens = output[:, getattr(self.body, "num_prefix_tokens", 0) :]
+            side = math.isqrt(tokens.shape[1])
+            if side * side == tokens.shape[1]:
+                return tokens.transpose(1, 2).unflatten(2, (side, side))
+        raise ValueError(f"backbone.model={self.model}: its stages give no feature maps; take another model")
 
 
 def _check_name(model: str) -> None:

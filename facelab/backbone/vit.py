@@ -7,10 +7,14 @@ is left out of the blocks and replaced by a learned one before the embedding. Th
 InsightFace's checkpoints.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+
+from facelab.backbone.stages import Stage
 
 
 class Attention(nn.Module):
@@ -112,7 +116,9 @@ class ViT(nn.Module):
             if not 0 <= share < 1:
                 raise ValueError(f"backbone.{name} is {share}: give a probability of at least 0 and below 1")
         self.embedding_size = embedding_size
-        places = (image_size // patch) ** 2
+        self.side = image_size // patch
+        places = self.side**2
+        self._places: Tensor | None = None
         self.kept = int(places * (1 - mask))
         if not self.kept:
             raise ValueError(f"backbone.mask is {mask}, which leaves none of {places} patches: give a smaller share")
@@ -153,5 +159,27 @@ class ViT(nn.Module):
         """Tokens (B,N,width) → those behind the blocks, the same shape: other places for each image are left out."""
         order = torch.rand(x.shape[:2], device=x.device).argsort(1)
         places = order[:, : self.kept, None].expand(-1, -1, x.shape[2])
+        self._places = places  # for maps of what is in between
         seen = self.norm(self.blocks(x.gather(1, places)))
+        self._places = None
         return self.mask_token.to(seen.dtype).expand(x.shape).scatter(1, places, seen)
+
+    def stages(self) -> list[Stage]:
+        """See `facelab.backbone.stages`: the blocks are four stages, as nearly equal as can be."""
+        blocks, parts = list(self.blocks), min(4, len(self.blocks))
+        cuts = [len(blocks) * part // parts for part in range(parts + 1)]
+        return [
+            Stage("patch_embed", (self.patch_embed,), (self.pos_embed,)),
+            *(
+                Stage(f"blocks {start} to {stop - 1}", tuple(blocks[start:stop]), to_map=self._to_map)
+                for start, stop in pairwise(cuts)
+            ),
+            Stage("neck", (self.norm, self.feature), (self.mask_token,)),
+        ]
+
+    def _to_map(self, tokens: Tensor) -> Tensor:
+        """(B,N,width) → (B,width,h,w); where an image went without patches stands the mean of its others."""
+        if self._places is not None:
+            whole = tokens.mean(1, keepdim=True).expand(-1, self.pos_embed.shape[1], -1)
+            tokens = whole.scatter(1, self._places, tokens)
+        return tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
