@@ -8,30 +8,35 @@ scored on View 2 once each. Nothing is chosen on View 2.
 Writes every training to results/losses_lfw_trials.csv as soon as it ends, and goes on from there when started again;
 and the table, mean ± standard deviation over seeds, to results/losses_lfw.csv.
 
-    python benchmarks/losses_lfw.py --celeba data/celeba --lfw data/lfw --pixels 64
+    python benchmarks/losses_lfw.py --celeba data/celeba --lfw data/lfw
 """
 
 import argparse
+import contextlib
 import csv
-import json
+import io
 import math
+import multiprocessing
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import hydra
 import torch
+from omegaconf import OmegaConf
 from recording import RESULTS, machine, record, today
 from torch.quasirandom import SobolEngine
 
 from facelab.data.recordio import RecordIOFaces
+from facelab.door import configuration_folder
+from facelab.training.fit import train
 
 TRIALS, SEEDS = 6, (1, 2, 3)
 FIXED = (
@@ -45,6 +50,7 @@ FIXED = (
     "trainer.validate_every=1000",
     "trainer.progress=false",
     "trainer.accelerator=cpu",
+    "trainer.compile=true",  # once in a process, for all of its trainings
 )
 KEY = ["loss", "kind", "seed", "overrides", "pixels", "epochs", "machine", "torch"]
 
@@ -97,11 +103,36 @@ def trials(loss: str) -> list[tuple[str, ...]]:
     return points
 
 
+def train_once(overrides: list[str], run: Path) -> dict[str, float] | None:
+    """What `python -m facelab.train` does, in a process that has done it before: torch is there, and compiled code.
+
+    Returns:
+        The run's numbers; None where it diverged.
+    """
+    with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+        config = hydra.compose("config", overrides)
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return train(config, plain, run, one_process=True)
+    except ValueError as error:
+        if "not finite" not in str(error):
+            raise
+        return None
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+
+
 class Study:
     """Trainings that were done, and those that are still to be."""
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.lock = options, threading.Lock()
+        self.processes = ProcessPoolExecutor(
+            options.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (options.threads,)
+        )
         self.folder: Path = options.work
         self.faces = self.folder / "faces"
         self.versions = {"machine": machine(), "torch": torch.__version__}
@@ -136,33 +167,20 @@ class Study:
         lfw, began = self.options.lfw, time.monotonic()
         view = "pairsDevTrain" if kind == "tune" else "pairs"
         job = f"{loss}-{kind}-{seed}-{zlib.crc32(' '.join(overrides).encode())}"
-        command = [sys.executable, "-m", "facelab.train", *FIXED, f"loss={loss}", *overrides, f"seed={seed}"]
-        command += [f"trainer.epochs={math.ceil(epochs)}", f"trainer.max_steps={self._steps(epochs)}"]
-        command += [f"data.root={self.faces}", f"data.size={self.options.pixels}", f"out={self.folder}", f"job={job}"]
-        command += [
-            f"benchmark.path={lfw}/images",
-            f"benchmark.pairs={lfw}/{view}.txt",
-            "name=lfw",
-            "benchmark.name=lfw",
-        ]
-        command += [] if kind == "final" else ["benchmark.folds=2"]
-        run = self.folder / "lfw" / job
-        shutil.rmtree(run, ignore_errors=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.options.threads)}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-        failed = ended.returncode != 0
-        if failed and "not finite" not in ended.stderr:
-            raise SystemExit(f"{' '.join(command)}\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-        found = {} if failed else json.loads((run / "metrics.json").read_text())
+        typed = [*FIXED, f"loss={loss}", *overrides, f"seed={seed}"]
+        typed += [f"trainer.epochs={math.ceil(epochs)}", f"trainer.max_steps={self._steps(epochs)}"]
+        typed += [f"data.root={self.faces}", f"data.size={self.options.pixels}", f"job={job}"]
+        typed += [f"benchmark.path={lfw}/images", f"benchmark.pairs={lfw}/{view}.txt", "benchmark.name=lfw"]
+        typed += [] if kind == "final" else ["benchmark.folds=2"]
+        found = self.processes.submit(train_once, typed, self.folder / job).result()
         row = {
             "date": today(),
             **self._identity(loss, kind, seed, overrides, epochs),
-            "images": str(found.get("images", 0)),
-            "accuracy": "diverged" if failed else f"{100 * found['lfw/accuracy']:.2f}",
-            "std_of_folds": "" if failed else f"{100 * found['lfw/accuracy_std']:.2f}",
+            "images": str(found["images"]) if found else "0",
+            "accuracy": f"{100 * found['lfw/accuracy']:.2f}" if found else "diverged",
+            "std_of_folds": f"{100 * found['lfw/accuracy_std']:.2f}" if found else "",
             "minutes": f"{(time.monotonic() - began) / 60:.1f}",
         }
-        shutil.rmtree(run, ignore_errors=True)
         with self.lock:
             record("losses_lfw_trials", KEY, [row])
         print(
@@ -232,9 +250,9 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/losses_lfw"), help="faces and runs (default: %(default)s)"
     )
     parser.add_argument("--losses", nargs="+", choices=SPACE, default=list(SPACE), help="which (default: all)")
-    parser.add_argument("--pixels", type=int, default=64, help="height and width of the images (default: %(default)s)")
-    parser.add_argument("--tune-epochs", type=float, default=2, help="of a trial (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=6, help="of a final training (default: %(default)s)")
+    parser.add_argument("--pixels", type=int, default=48, help="height and width of the images (default: %(default)s)")
+    parser.add_argument("--tune-epochs", type=float, default=1.5, help="of a trial (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=5, help="of a final training (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time (default: all cores)")
     parser.add_argument("--threads", type=int, default=1, help="of each training (default: %(default)s)")
     options = parser.parse_args()

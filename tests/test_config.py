@@ -12,7 +12,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from facelab.training import network, objective
+from facelab.training import network, objective, teaching
 from facelab.training.fit import COMMON
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -79,7 +79,9 @@ def composed(request, placeholders, composer):
 def node_of(group, config):
     """What the option says by itself: without nested groups' keys being keys of the file, and without common ones."""
     node = OmegaConf.select(config, group.replace("/", "."))
-    common = {"data": COMMON, "backbone": network.COMMON, "loss": objective.COMMON}.get(group)
+    common = {"data": COMMON, "backbone": network.COMMON, "loss": objective.COMMON, "distill": teaching.COMMON}.get(
+        group
+    )
     if common is not None:
         node = OmegaConf.create({key: value for key, value in node.items() if key not in common})
     return node

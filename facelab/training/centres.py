@@ -64,6 +64,38 @@ def check(path: Path, loss: nn.Module, num_classes: int) -> Tensors:
     return stored
 
 
+def rows(key: str, path: Path, num_classes: int, part: tuple[int, int]) -> Tensor:
+    """Some class centres of a checkpoint whose loss has one classifier, whatever the number of ranks that wrote it.
+
+    Args:
+        key: where the configuration names the file, for messages.
+        path: a main file of facelab.
+        num_classes: C, over all ranks.
+        part: first class, and one past the last.
+
+    Returns:
+        (stop − first,D) float32, not normalised.
+
+    Raises:
+        FileNotFoundError: the checkpoint or one of its shards is missing.
+        ValueError: it has no class centres, or several, or those of another number of classes.
+    """
+    stored = Tensors([path, *(path.with_name(name) for name in read_meta(path)["shards"])])
+    found = [name for name in stored.keys() if name.startswith(_LOSS) and name.endswith(_CENTRES)]  # noqa: SIM118
+    if len(found) != 1:
+        raise ValueError(
+            f"{key}={path} has {len(found) or 'no'} matrices of class centres: give a checkpoint whose loss has one "
+            "classifier"
+        )
+    classes = stored.rows(found[0])
+    if classes != num_classes:
+        raise ValueError(
+            f"{key}={path} has centres of {classes:,} classes, and the data have {num_classes:,}: class centres are "
+            "of use to the same people alone; set data (and data.holdout) as they were in its training"
+        )
+    return stored.read(found[0], part)
+
+
 def _pairs(path: Path, loss: nn.Module, stored: Tensors) -> Iterator[tuple[MarginLoss, str]]:
     """Every margin of the loss, and what stands before the names of its counterpart in the file."""
     margins = {name: part for name, part in loss.named_modules() if isinstance(part, MarginLoss)}

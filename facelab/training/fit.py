@@ -36,6 +36,7 @@ from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.progress import Display, console, show_choices, show_result
 from facelab.training.record import History, RunDirectory
 from facelab.training.strategy import keep_memory, launched_rank, strategy
+from facelab.training.teaching import Teaching, taught
 
 # What a data group says beside the data set itself.
 COMMON = ("known", "inspect", "holdout", "augment", "degrade", "sampler", "albumentations", "loader")
@@ -55,6 +56,7 @@ class Run:
     directory: RunDirectory
     found: Inspection  # what is wrong with the images
     sampling: dict[str, str]  # what is to be said of the sampler
+    teaching: Teaching | None  # who teaches
 
 
 def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) -> dict[str, float]:
@@ -129,16 +131,19 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     centres_of = class_weights(config.loss)
     if centres_of is not None and meta is None:
         centres.check(centres_of, loss, data.num_classes)
+    teaching = taught(config.distill, network, loss, source.size, data.num_classes, options.on_gpu, meta)
+    loss_node = config.loss if teaching is None else teaching.inherited(config.loss)
 
-    def build() -> tuple[nn.Module, nn.Module, Loss]:
+    def build() -> tuple[nn.Module, nn.Module, Loss, nn.Module | None]:
         backbone, head = _backbone(config, meta), instantiate(config.head)
-        loss = build_loss(config.loss, backbone.embedding_size, data.num_classes, load=meta is None)
-        return backbone, head, loss
+        loss = build_loss(loss_node, backbone.embedding_size, data.num_classes, load=meta is None)
+        return backbone, head, loss, None if teaching is None else teaching.begin(loss, data.num_classes)
 
     fresh = config.backbone.weights is None
-    module = FaceModule(build, augment, degrade, recipe, benchmark, data, progress, config.seed, calibrates=fresh)
+    lesson = None if teaching is None else teaching.lesson
+    module = FaceModule(build, augment, degrade, recipe, benchmark, data, progress, config.seed, fresh, lesson)
     sampling = about_sampler(data.plan, data.labels, loss, options.accumulate)
-    return Run(config, plain, options, progress, data, module, network, directory, found, sampling)
+    return Run(config, plain, options, progress, data, module, network, directory, found, sampling, teaching)
 
 
 def _backbone(config: Any, meta: Mapping[str, Any] | None) -> Any:
@@ -223,6 +228,8 @@ def _way_on(run: Run) -> str:
 
 def _keeper(run: Run, stop: StopRequest) -> Keeper:
     meta = {"config": run.plain, "num_classes": run.data.num_classes, "input": convention(run.network)}
+    if run.teaching is not None:
+        meta["teacher_sha256"] = run.teaching.digest
     return Keeper(run.directory, stop, meta, run.options.save_every_steps, run.options.save_every_minutes)
 
 
@@ -282,6 +289,7 @@ def _choices(run: Run) -> dict[str, str]:
         f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}"
         f"{about_input(network)}",
         "loss": about_loss(plain["loss"]),
+        **({} if run.teaching is None else {"teacher": run.teaching.about}),
         "data": f"{_set(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
         **about_images(data.source, plain["data"]["known"], run.found),
         **run.sampling,

@@ -23,6 +23,7 @@ from facelab.training.checkpoint import Progress
 from facelab.training.feedback import Feedback
 from facelab.training.finite import Watch, refuse_weights
 from facelab.training.histograms import Histograms
+from facelab.training.lesson import Lesson
 from facelab.training.optimization import Recipe
 from facelab.training.strategy import clip_gradients, deal_in, exclude_from_ddp, no_sync, share_buffers
 
@@ -47,7 +48,7 @@ class FaceModule(pl.LightningModule):
     """Backbone, head and loss, trained together.
 
     Args:
-        build: makes (backbone, head, loss); called once, when the ranks have found each other.
+        build: makes (backbone, head, loss, distiller); called once, when the ranks have found each other.
         augment: (uint8 images (B,H,W,3), draws (B,k)) → uint8 images, on the device.
         degrade: the same, of what the augmentation gives; its draws are the columns behind those of the augmentation.
         recipe: optimizer and schedule.
@@ -56,11 +57,12 @@ class FaceModule(pl.LightningModule):
         progress: where the run stands; this module moves it.
         seed: the run's seed.
         calibrates: whether the batch norms of the untrained network need statistics: not where it was trained before.
+        lesson: what a teacher has to say at each step; None without one, and then there is no distiller either.
     """
 
     def __init__(
         self,
-        build: Callable[[], tuple[nn.Module, nn.Module, Loss]],
+        build: Callable[[], tuple[nn.Module, nn.Module, Loss, nn.Module | None]],
         augment: nn.Module,
         degrade: Any,
         recipe: Recipe,
@@ -69,12 +71,13 @@ class FaceModule(pl.LightningModule):
         progress: Progress,
         seed: int,
         calibrates: bool = True,
+        lesson: Lesson | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.build, self.augment, self.degrade, self.recipe = build, augment, degrade, recipe
         self.benchmark, self.data, self.progress, self.seed = benchmark, data, progress, seed
-        self.calibrates = calibrates
+        self.calibrates, self.lesson = calibrates, lesson
         self.accumulate: int = data.options.accumulate
         self.feedback = Feedback(data.plan, self.accumulate) if data.plan.adapts else None
         self.average: Average | None = None
@@ -90,7 +93,7 @@ class FaceModule(pl.LightningModule):
         if hasattr(self, "backbone"):
             return
         torch.manual_seed(step_seed(self.seed, 0, 0))
-        backbone, self.head, self.loss = self.build()
+        backbone, self.head, self.loss, self.distiller = self.build()
         for part in self.loss.modules():
             if isinstance(part, Loss):
                 part.even = True  # the loader's batches are, and a rank's parts of them
@@ -148,13 +151,14 @@ class FaceModule(pl.LightningModule):
             group["lr"] = self.rate(step)
         optimizer.zero_grad()
         first = self.augment.draws
-        images = self.degrade(self.augment(batch.images, batch.draws[:, :first]), batch.draws[:, first:])
+        clean = self.augment(batch.images, batch.draws[:, :first])
+        images = self.degrade(clean, batch.draws[:, first:])
         total = torch.zeros((), device=self.device)
-        parts = [tensor.tensor_split(self.accumulate) for tensor in (images, batch.labels, batch.indices)]
-        for number, (part, labels, indices) in enumerate(zip(*parts, strict=True), start=1):
+        parts = [tensor.tensor_split(self.accumulate) for tensor in (images, clean, batch.labels, batch.indices)]
+        for number, (part, undegraded, labels, indices) in enumerate(zip(*parts, strict=True), start=1):
             share = len(labels) / len(batch.labels)
             with nullcontext() if number == self.accumulate else no_sync(self.trainer.strategy):
-                output = self._loss(part, labels, indices, step)
+                output = self._loss(part, undegraded, labels, indices, step)
                 self.manual_backward(output.loss * share)
             if self.feedback is not None:
                 self.feedback.hear(step, number - 1, output.rows)
@@ -181,11 +185,15 @@ class FaceModule(pl.LightningModule):
         """Whether each step is looked at before the weights move: where nothing has to be waited for."""
         return self.device.type == "cpu"
 
-    def _loss(self, images: Tensor, labels: Tensor, indices: Tensor, step: int) -> LossOutput:
-        embeddings = self(normalise(images))
+    def _loss(self, images: Tensor, clean: Tensor, labels: Tensor, indices: Tensor, step: int) -> LossOutput:
+        maps = nullcontext() if self.lesson is None else self.lesson.watch(self.backbone)
+        with maps as seen:
+            embeddings = self(normalise(images))
         self.watch.rows(embeddings, indices)
         try:
-            return self.loss(embeddings, labels, step)
+            if seen is None or self.lesson is None:
+                return self.loss(embeddings, labels, step)
+            return self.lesson(embeddings, seen, clean, labels, step)
         except NotFinite:
             self.watch.refuse_now(step, self.rate)
             raise

@@ -116,6 +116,17 @@ class EvaluationOptions:
         return _in_bf16(self.precision, self.on_gpu)
 
 
+def in_bf16(prefix: str, precision: str, on_gpu: bool) -> bool:
+    """Whether convolutions and matrix products are in bf16, for one of PRECISIONS.
+
+    Raises:
+        ValueError: it is another word; `prefix` stands before its name in the message.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"{prefix}precision is {precision!r}: give one of {', '.join(PRECISIONS)}")
+    return _in_bf16(precision, on_gpu)
+
+
 def check_kinds(tree: Mapping[str, Any], prefix: str = "") -> None:
     """Compares the values of a configuration with what the constructors say they take.
 
