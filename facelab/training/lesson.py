@@ -26,6 +26,11 @@ class Together(Ranks):
         """See Ranks; all ranks have as many rows, as the loader's batches are."""
         return gather_rows(rows, [len(rows)] * rank_and_world()[1])
 
+    def own(self, rows: Tensor, count: int) -> Tensor:
+        """See Ranks."""
+        first = rank_and_world()[0] * count
+        return rows[first : first + count]
+
     def enter(self, replicated: Tensor) -> Tensor:
         """See Ranks."""
         return enter_shards(replicated)
