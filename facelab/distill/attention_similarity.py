@@ -70,11 +70,15 @@ class AttentionSimilarity(Distiller):
     def forward(self, student: Seen, teacher: Seen, labels: Tensor) -> Tensor:
         """Both networks' attention → a scalar."""
         total = student.embeddings.new_zeros(())
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # maps of one shape, for few and large operations
         with torch.autocast(total.device.type, enabled=False):
             for s, t in self.pairs:
                 for kind in (0,) * self.channel + (1,) * self.spatial:
-                    mine, theirs = precise(student.attention[s][kind]), precise(teacher.attention[t][kind])
-                    total = total + one_minus_cosine(mine.flatten(1), resized(theirs, mine).flatten(1)).mean()
+                    mine = student.attention[s][kind]
+                    alike.setdefault(mine.shape, []).append((mine, resized(teacher.attention[t][kind], mine)))
+            for maps in alike.values():
+                mine, theirs = (precise(torch.stack(side).flatten(2)) for side in zip(*maps, strict=True))
+                total = total + one_minus_cosine(mine, theirs).mean(dim=1).sum()
         return self.weight * total
 
 

@@ -70,6 +70,14 @@ def test_maps_of_another_size_are_brought_to_the_students():
     assert given == made()(mine, replace(theirs, attention=shrunk), labels())
 
 
+def test_units_of_one_shape_may_meet_teachers_of_other_sizes_in_half_precision():
+    small, mixed = (replace(TEACHER, attention=shapes) for shapes in (((4, 6, 6),) * 2, ((4, 12, 12), (4, 6, 6))))
+    mine, theirs = seen(0, small, dtype=torch.bfloat16), seen(1, mixed, dtype=torch.bfloat16)
+    widened = [replace(of, attention=tuple((c.float(), s.float()) for c, s in of.attention)) for of in (mine, theirs)]
+    distiller = made(small, mixed)
+    assert distiller(mine, theirs, labels()) == distiller(*widened, labels()) > 0
+
+
 def test_resizing_leaves_nothing_out_and_makes_no_steps():
     spots = torch.eye(144).reshape(144, 1, 12, 12)  # one bright place in each
     assert (resized(spots, torch.zeros(1, 1, 4, 4)).sum(dim=(1, 2, 3)) > 0).all()
