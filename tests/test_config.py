@@ -12,6 +12,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
+from facelab.distill.base import Shapes
 from facelab.training import network, objective, teaching
 from facelab.training.fit import COMMON
 
@@ -22,10 +23,12 @@ NOT_BUILT = ("experiment", "sweeps", "hydra")
 # What the code hands over, beside the keys.
 HANDED = {
     "loss": {"embedding_size", "num_classes"},
+    "distill": {"student", "teacher"},
     "data/sampler": {"labels", "batch_size", "seed"},
     "logger": {"run", "config", "group", "job", "job_type", "tags"},
 }
 SIZE = 112
+NETWORK = Shapes("IResNet", 8, features=((16, 8, 8), (32, 4, 4)), attention=((16, 8, 8), (32, 4, 4)), scale=64.0)
 
 
 def option(path):
@@ -139,9 +142,11 @@ def test_it_is_built(composed):
         made = instantiate(node, _partial_=True)
         assert made.func is target  # a logger itself would start a run of its own
         return
-    given = {"_partial_": True} if group == "data/sampler" else {}  # Hydra would copy the labels
+    given = {"_partial_": True} if group in ("data/sampler", "distill") else {}  # Hydra would copy what is handed over
     with torch.device("meta" if group == "backbone" else "cpu"):
         made = objective.build_loss(node, 8, 5) if group == "loss" else instantiate(node, **given)
+    if group == "distill":
+        made = made(student=NETWORK, teacher=NETWORK)
     if group == "data/sampler":
         made = made(labels=np.repeat(np.arange(9), 8), batch_size=16, seed=0)
         assert made.indices(0).shape == (16,)

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_cli import TINY
 
@@ -29,6 +30,7 @@ from facelab.benchmark.pair_files import read_bin
 from facelab.data.folder import FolderFaces
 from facelab.data.recordio import RecordIOFaces
 from facelab.data.synthetic import render
+from facelab.distill.base import Shapes
 from facelab.training.record import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -354,6 +356,19 @@ def test_a_combination_of_losses_runs_as_printed(tmp_path, monkeypatch, capsys):
         parts = float(row["train/loss/cosface"]) + 0.5 * float(row["train/loss/pairs"])
         assert float(row["train/loss"]) == pytest.approx(parts, rel=1e-4)
     assert len(rows) == 2
+
+
+def test_a_combination_of_distillers_is_built_as_printed(tmp_path, composer):
+    ((name, body),) = files(PAGES["docs/distillation.md"]).items()
+    (tmp_path / "distill").mkdir()
+    (tmp_path / "distill" / Path(name).name).write_text(body)
+    overrides = [f"distill={Path(name).stem}", f"hydra.searchpath=[file://{tmp_path}]"]
+    network = Shapes("IResNet", 8)
+    made = instantiate(hydra.compose("config", overrides).distill, _partial_=True)(student=network, teacher=network)
+    assert made.weights == {"embedding": 1.0, "relational": 0.1}
+    assert made.parts["embedding"].form == "angular"
+    plain = yaml.safe_load((CONF / "distill" / "relational.yaml").read_text())
+    assert made.parts["relational"].angle == plain["angle"]
 
 
 def test_the_tours_comparison_prints_what_it_shows(tmp_path, monkeypatch, capsys):

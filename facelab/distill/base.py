@@ -58,6 +58,10 @@ class Ranks:
         """(b,…) of this rank → (B,…) of all, in the order of ranks; the gradient is W times this rank's part."""
         return rows
 
+    def own(self, rows: Tensor, count: int) -> Tensor:
+        """(B,…) of all ranks, in the order of ``gather`` → the ``count`` of them that are this rank's."""
+        return rows
+
     def enter(self, replicated: Tensor) -> Tensor:
         """The same values, about to be compared with this rank's class centres; the ranks' gradients are summed."""
         return replicated
@@ -127,3 +131,9 @@ def require_same_size(student: Shapes, teacher: Shapes, what: str) -> None:
             f"{what} compares embeddings, and the {student.name}'s have {student.embedding_size} numbers, the "
             f"{teacher.name}'s {teacher.embedding_size}: set backbone.embedding_size={teacher.embedding_size}"
         )
+
+
+def require_between(name: str, value: float, low: float, high: float) -> None:
+    """Refuse an option outside [low, high] (NaN included) with a ``ValueError`` that names it."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} is out of range: choose it between {low:g} and {high:g}")
