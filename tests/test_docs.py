@@ -31,6 +31,7 @@ from facelab.data.folder import FolderFaces
 from facelab.data.recordio import RecordIOFaces
 from facelab.data.synthetic import render
 from facelab.distill.base import Shapes
+from facelab.training import teaching
 from facelab.training.record import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -363,8 +364,10 @@ def test_a_combination_of_distillers_is_built_as_printed(tmp_path, composer):
     (tmp_path / "distill").mkdir()
     (tmp_path / "distill" / Path(name).name).write_text(body)
     overrides = [f"distill={Path(name).stem}", f"hydra.searchpath=[file://{tmp_path}]"]
+    node = hydra.compose("config", overrides).distill
+    node = OmegaConf.masked_copy(node, [key for key in node if key not in teaching.COMMON])
     network = Shapes("IResNet", 8)
-    made = instantiate(hydra.compose("config", overrides).distill, _partial_=True)(student=network, teacher=network)
+    made = instantiate(node, _partial_=True)(student=network, teacher=network)
     assert made.weights == {"embedding": 1.0, "relational": 0.1}
     assert made.parts["embedding"].form == "angular"
     plain = yaml.safe_load((CONF / "distill" / "relational.yaml").read_text())

@@ -72,8 +72,10 @@ class Logits(Distiller):
 
 def _scale(network: Shapes, scale: float | None) -> float:
     scale = network.scale if scale is None else scale
-    if scale is None:
-        raise ValueError(f"logits compares softmaxes, and the loss of the {network.name} has no scale: set scale=64")
+    if not isinstance(scale, (int, float)):  # none, or SphereFace's, which is each embedding's own length
+        raise ValueError(
+            f"logits compares softmaxes, and the loss of the {network.name} has no fixed scale: set scale=64"
+        )
     return scale
 
 

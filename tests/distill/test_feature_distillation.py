@@ -35,6 +35,8 @@ def test_fitnet_learns_its_regressors_and_leaves_the_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     distiller = FitNet(STUDENT, WIDE, weight=1.0).double()
+    with torch.device("meta"):  # as a run looks at it first
+        assert next(FitNet(STUDENT, WIDE, weight=1.0).parameters()).is_meta
     assert torch.equal(torch.get_rng_state(), before)
     assert [tuple(one.weight.shape) for one in distiller.regressors] == [(6, 4, 1, 1), (10, 8, 1, 1)]
     mine, theirs = seen(0), seen(1, WIDE)

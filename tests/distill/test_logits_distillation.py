@@ -86,8 +86,10 @@ def test_no_matrix_of_images_and_classes_is_kept(monkeypatch):
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_a_network_without_classes_is_refused(who):
     networks = {"student": STUDENT, "teacher": WIDE}
-    with pytest.raises(ValueError, match=f"loss of the {who} .* has no scale: set scale=64"):
+    with pytest.raises(ValueError, match=f"loss of the {who} .* has no fixed scale: set scale=64"):
         made(**{who: replace(networks[who], scale=None)})
+    with pytest.raises(ValueError, match="no fixed scale"):
+        made(**{who: replace(networks[who], scale="norm")})
     made(**{who: replace(networks[who], scale=None)}, scale=64.0)
     has = {"student": seen(0), "teacher": seen(1, WIDE)}
     has[who] = replace(has[who], centres=None)
