@@ -68,8 +68,9 @@ class Teaching:
             f"{type(found.backbone).__name__}, {found.about}{about_input(found.backbone)}, {own_size}×{own_size} "
             f"pixels, {'bf16' if bf16 else 'fp32'}"
         )
+        # Where there is no classifier, who asks for a scale asks for class centres too, and is refused for want of them.
         self.shapes = (
-            _shapes("student", backbone, size, getattr(_margin(loss), "scale", None)),
+            _shapes("student", backbone, size, getattr(_margin(loss), "scale", 1.0)),
             _shapes("teacher", found.backbone, own_size, self._scale()),
         )
         with torch.device("meta"):
@@ -81,7 +82,7 @@ class Teaching:
     def make(self) -> Distiller:
         """The distiller, with numbers of its own to learn where it has some."""
         student, teacher = self.shapes
-        return instantiate(self.node, student=student, teacher=teacher)
+        return instantiate(self.node, _partial_=True)(student=student, teacher=teacher)
 
     def begin(self, loss: Loss, num_classes: int) -> Distiller:
         """Makes the distiller, and hands it to the lesson with the student's loss as it was built."""
@@ -114,14 +115,14 @@ class Teaching:
     def _network(self, teacher: DictConfig, size: int) -> tuple[Trained, int]:
         """The teacher, and the pixels of its images."""
         if self.meta is None:
-            own_size, node = teacher.size or size, teacher.backbone
+            own_size, node = teacher.size or size, teacher.get("backbone")
             if node is not None and "image_size" in node:
                 node = node.copy()
                 node.image_size = own_size
             return out_of_weights(
                 _CHECKPOINT, self.path, node, "backbone@distill.teacher.backbone", teacher.ema
             ), own_size
-        if teacher.backbone is not None:
+        if teacher.get("backbone") is not None:
             raise ValueError(
                 f"distill.teacher.backbone is given, and {_CHECKPOINT}={self.path} says itself what network it is: "
                 "leave it out"
@@ -135,7 +136,7 @@ class Teaching:
         return out_of_checkpoint(_CHECKPOINT, self.path, self.meta, teacher.ema), own_size
 
     def _scale(self) -> float | None:
-        return None if self.meta is None else self.meta["config"]["loss"].get("scale")
+        return 1.0 if self.meta is None else self.meta["config"]["loss"].get("scale")
 
     def _check_attention(self) -> None:
         if not self.distiller.wants_attention:

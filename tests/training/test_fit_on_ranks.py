@@ -20,6 +20,8 @@ STOP, STEPS, CLIP = 2, 4, 0.5
 RUNS = {
     "margins": ("loss=adam_softmax", "loss.scale=16", "loss.classifier.sample_rate=0.5"),
     "buffer": ("loss=curricularface", "loss.scale=16", "loss.t_alpha=0.3"),
+    # Attention maps, of this rank's images; and logits, of all images and this rank's classes.
+    "taught": ("loss.scale=16", "backbone.attention=cbam", "distill=sum", "distill.teacher.checkpoint=TEACHER"),
 }
 COMMON = (
     "trainer.batch_size=12",  # which one, two and three ranks can share
@@ -45,7 +47,9 @@ def run(where: Path, name: str, world: int, stop: int = STEPS) -> None:
 
     Each rank would have statistics of its own.
     """
-    config, plain = compose(*COMMON, *RUNS[name], f"trainer.devices={world}")
+    teacher = str(where.parents[1] / "teacher" / "checkpoints" / "last.ckpt")
+    given = [one.replace("TEACHER", teacher) for one in RUNS[name]]
+    config, plain = compose(*COMMON, *given, f"trainer.devices={world}")
     with pytest.MonkeyPatch.context() as patch:
         configure, step = FaceModule.configure_model, FaceModule.training_step
 
@@ -95,6 +99,8 @@ def job(rank, world, folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
+    config, plain = compose(*COMMON, "loss.scale=16", "backbone.attention=cbam", "seed=2")
+    fit.train(config, plain, folder / "teacher", one_process=False)
     on_ranks((2, 3), job, folder)
     for name in RUNS:
         run(folder / name / "1", name, 1)
@@ -130,7 +136,7 @@ def test_stopped_on_two_ranks_it_goes_on_with_one_and_three(folder, name, world)
     wanted, found = tensors(folder / name / "alone"), tensors(folder / name / str(world))
     assert wanted.keys() == found.keys()
     assert "optimizer.loss.classifier.weight.momentum_buffer" in wanted
-    assert ("model.loss.margins" if name == "margins" else "model.loss.t") in wanted
+    assert {"margins": "model.loss.margins", "buffer": "model.loss.t"}.get(name, "model.backbone.fc.weight") in wanted
     for key, value in wanted.items():
         limit = 1e-4 * abs(value).max()
         np.testing.assert_allclose(found[key], value, rtol=0, atol=limit, err_msg=key)
