@@ -171,8 +171,10 @@ class Lesson:
             term = distiller(student, teacher, labels)
         more = () if margins is None else (margins,)
         output = self.loss(embeddings, labels, step, *more)
-        logs = {**output.logs, "distill": _mean_of_ranks(term), "loss/own": output.loss.detach()}
-        return output._replace(loss=self.weight * output.loss + term, logs=logs)
+        found = _mean_of_ranks(term)
+        logs = {**output.logs, "distill": found, "loss/own": output.loss.detach()}
+        # The value of the global batch, and the gradient of this rank's images, which is about to be averaged.
+        return output._replace(loss=self.weight * output.loss + (term - term.detach() + found), logs=logs)
 
     def _centres(self, device: torch.device) -> Tensor | None:
         if self.centres is not None:

@@ -68,7 +68,7 @@ class Teaching:
             f"{type(found.backbone).__name__}, {found.about}{about_input(found.backbone)}, {own_size}×{own_size} "
             f"pixels, {'bf16' if bf16 else 'fp32'}"
         )
-        # Where there is no classifier, who asks for a scale asks for class centres too, and is refused for want of them.
+        # Without a classifier: who asks for a scale asks for class centres too, and is refused for want of them.
         self.shapes = (
             _shapes("student", backbone, size, getattr(_margin(loss), "scale", 1.0)),
             _shapes("teacher", found.backbone, own_size, self._scale()),
