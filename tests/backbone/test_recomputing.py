@@ -112,6 +112,18 @@ def test_maps_are_noted_once_and_have_gradients():
             torch.testing.assert_close(other, one, rtol=0, atol=1e-13)
 
 
+def test_half_precision_is_recomputed_in_half_precision():
+    results = []
+    for network in pair("iresnet"):
+        network.float()
+        torch.manual_seed(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = network(images().float()).square().mean()
+        loss.backward()
+        results.append(network.layer1[0].conv1.weight.grad)
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_only_training_is_computed_twice():
     _, frugal = pair("iresnet")
     calls = []
