@@ -313,6 +313,7 @@ def _first_step(plain: Mapping[str, Any]) -> str:
     return (
         "from the first step"
         + (f", with the weights of {weights}" if weights else "")
+        + (f", {plain['backbone']['freeze']} stages frozen" if plain["backbone"]["freeze"] else "")
         + (f", with the {kept} of {classifier['weights']}" if classifier["weights"] else "")
     )
 
