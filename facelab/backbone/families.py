@@ -1,8 +1,10 @@
 """Which network do the names in a file belong to? For the message that refuses weights of another one."""
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+Value = TypeVar("Value")
 
 
 class Family(NamedTuple):
@@ -12,7 +14,27 @@ class Family(NamedTuple):
     unit: str  # a name that each of the family's units has once, as a regular expression
     options: dict[int, str]  # `backbone=` by the number of units
     mark: str = ""  # the end of a name that the network has besides, where the units' could be another's
+    renamed: Mapping[str, str] = {}  # its names, as regular expressions → those of the network that takes its weights
 
+
+# A-SKD's network is IResNet with CBAM under names of IR's kind (gist-ailab/teaching-where-to-look, model/backbone.py).
+_ASKD = {
+    r"(layer\d\.\d+)\.res_layer\.0\.": r"\1.bn1.",
+    r"(layer\d\.\d+)\.res_layer\.1\.": r"\1.conv1.",
+    r"(layer\d\.\d+)\.res_layer\.2\.": r"\1.bn2.",
+    r"(layer\d\.\d+)\.res_layer\.3\.": r"\1.prelu.",
+    r"(layer\d\.\d+)\.res_layer\.4\.": r"\1.conv2.",
+    r"(layer\d\.\d+)\.res_layer\.5\.": r"\1.bn3.",
+    r"(layer\d\.\d+)\.shortcut_layer\.": r"\1.downsample.",
+    r"(layer\d\.\d+)\.channel_layer\.shared_mlp\.": r"\1.attention.channel.mlp.",
+    r"(layer\d\.\d+)\.spatial_layer\.": r"\1.attention.spatial.",
+    r"input_layer\.0\.": "conv1.",
+    r"input_layer\.1\.": "bn1.",
+    r"input_layer\.2\.": "prelu.",
+    r"output_layer\.0\.": "bn2.",
+    r"output_layer\.3\.": "fc.",
+    r"output_layer\.4\.": "features.",
+}
 
 # More special ones first: IR-SE has all names of IR. What no option can take is here to be told what it is.
 FAMILIES = (
@@ -24,7 +46,7 @@ FAMILIES = (
     Family("IR-SE", r"body\.\d+\.res_layer\.se_block\.fc1\.weight", {24: "ir_se_50", 49: "ir_se_101"}),
     Family("IR", r"body\.\d+\.res_layer\.5\.running_mean", {24: "ir_50", 49: "ir_101"}),
     Family("older IR (no batch norm before PReLU)", r"body\.\d+\.res_layer\.4\.running_mean", {}),
-    Family("A-SKD (IResNet's stages with IR's units)", r"layer[1-4]\.\d+\.res_layer\.5\.running_mean", {}),
+    Family("A-SKD", r"layer[1-4]\.\d+\.res_layer\.5\.running_mean", {}, renamed=_ASKD),
     Family("MBF (InsightFace)", r"layers\.\d+\.layers\.\d+\.layers\.2\.layers\.0\.weight", {12: "mbf"}),
     Family(
         "ViT (InsightFace)",
@@ -58,6 +80,16 @@ def recognise(names: Iterable[str]) -> Kind | None:
         if units and any(re.search(f"{family.mark}$", name) for name in names):
             return Kind(family, len(units), attention)
     return None
+
+
+def in_our_names(content: Mapping[str, Value]) -> dict[str, Value]:
+    """What a file holds, under the names that a network here has for it, where it is known to have other ones."""
+    kind = recognise(content)
+    found = dict(content)
+    for theirs, ours in kind.family.renamed.items() if kind else ():
+        pattern = re.compile(rf"(?:(?<=\.)|^){theirs}")
+        found = {pattern.sub(ours, name): value for name, value in found.items()}
+    return found
 
 
 def explain(theirs: Iterable[str], ours: Iterable[str]) -> str:

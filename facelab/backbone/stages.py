@@ -52,13 +52,12 @@ def stages(network: nn.Module) -> list[Stage]:
     Raises:
         ValueError: the network does not say its stages.
     """
-    said: Any = getattr(network, "stages", None)
-    if not callable(said):
+    if not _says(network):
         raise ValueError(
             f"{type(network).__name__} does not say what its stages are: give it a method stages() -> list[Stage] "
             "(facelab/backbone/stages.py, docs/extend.md)"
         )
-    found: list[Stage] = said()
+    found: list[Stage] = network.stages()  # type: ignore[operator]
     # A parameter that two modules share is one, and belongs to one stage.
     counts = Counter(key for stage in found for key in {id(parameter) for parameter in stage.parameters()})
     assert counts == Counter({id(parameter): 1 for parameter in network.parameters()})
@@ -116,7 +115,7 @@ def shapes(network: nn.Module, size: int) -> tuple[list[Shape], list[Shape]]:
     features: list[Tensor] = []
     attention: list[tuple[Tensor, Tensor]] = []
     with ExitStack() as stack:
-        if hasattr(network, "stages"):
+        if _says(network):
             features = stack.enter_context(feature_maps(network))
         if any(isinstance(module, CBAM) for module in network.modules()):
             attention = stack.enter_context(attention_maps(network))
@@ -126,6 +125,11 @@ def shapes(network: nn.Module, size: int) -> tuple[list[Shape], list[Shape]]:
         [_shape(features.shape[1:]) for features in features],
         [_shape((channel.shape[1], *spatial.shape[2:])) for channel, spatial in attention],
     )
+
+
+def _says(network: nn.Module) -> bool:
+    """Whether it has the method; a module of that name, as many a network has, is none."""
+    return callable(getattr(type(network), "stages", None))
 
 
 def _shape(numbers: tuple[int, ...]) -> Shape:

@@ -77,7 +77,7 @@ class TimmModel(nn.Module):
         """See `facelab.backbone.stages`: timm's own groups, those of its layer-wise rates; blocks in four parts."""
         groups, late = group(self.body)
         inner = sorted(set(groups.values()) - {late})
-        stem, inner = inner[0], inner[1:]
+        stem, *inner = inner or [late]
         parts = len(inner) if len(inner) <= MOST_STAGES else PARTS
         cuts = [len(inner) * part // parts for part in range(parts + 1)] if inner else []
         members = {group: number for number, (a, b) in enumerate(pairwise(cuts)) for group in inner[a:b]}

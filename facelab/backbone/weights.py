@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from facelab.backbone.families import explain
+from facelab.backbone.families import explain, in_our_names
 
 OWN = "model.backbone."  # in front of the backbone's names in a checkpoint of facelab
 AVERAGED = "model.average.backbone."  # the same of its moving average, which is better where there is one
@@ -116,7 +116,7 @@ def load_weights(network: nn.Module, path: str | PathLike[str]) -> Input:
     content = _read(path)
     if any(key.startswith(("arg:", "aux:")) for key in content.tensors):
         content = _from_mxnet(content.tensors, network, path)
-    _copy(content, network, path)
+    _copy(content._replace(tensors=in_our_names(content.tensors)), network, path)
     return content.convention
 
 
@@ -171,7 +171,9 @@ def _read_safetensors(path: Path) -> _Content:
         return _Content(tensors)
     meta = json.loads(text)
     convention = Input(**meta["input"]) if "input" in meta else HOUSE
-    node = {k: v for k, v in meta.get("config", {}).get("backbone", {}).items() if k not in ("weights", "input")}
+    node = {
+        k: v for k, v in meta.get("config", {}).get("backbone", {}).items() if k not in ("weights", "input", "freeze")
+    }
     name = str(node.pop("_target_", "")).rpartition(".")[2]
     about = f"a run of facelab with {name} {node}".replace("'", "") if name else ""
     prefix = AVERAGED if any(key.startswith(AVERAGED) for key in tensors) else OWN

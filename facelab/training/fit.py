@@ -29,7 +29,7 @@ from facelab.training.inspection import FILE, about_images, look_at_images, reco
 from facelab.training.keeper import Keeper, Recorder
 from facelab.training.logging import Copy
 from facelab.training.module import FaceModule
-from facelab.training.network import about_input, build_backbone, convention
+from facelab.training.network import about_input, build_backbone, check_learning, convention
 from facelab.training.objective import about_loss, build_loss, class_weights
 from facelab.training.options import TrainerOptions, check_kinds
 from facelab.training.preemption import Interrupted, StopRequest
@@ -119,8 +119,9 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.
     with torch.device("meta"):
         network = _backbone(config, meta)
-        instantiate(config.head)
+        head = instantiate(config.head)
         loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
+    check_learning(network, head, loss, recipe, options)
     check_feedback(data.plan, config.loss, network.embedding_size)
     found = look_at_images(
         source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
@@ -312,6 +313,7 @@ def _first_step(plain: Mapping[str, Any]) -> str:
     return (
         "from the first step"
         + (f", with the weights of {weights}" if weights else "")
+        + (f", {plain['backbone']['freeze']} stages frozen" if plain["backbone"]["freeze"] else "")
         + (f", with the {kept} of {classifier['weights']}" if classifier["weights"] else "")
     )
 

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from facelab.backbone.recomputing import recompute
 from facelab.data.augment import normalise
 from facelab.data.plan import step_seed, uniforms
 from facelab.data.torch_loader import Batch
@@ -100,6 +101,8 @@ class FaceModule(pl.LightningModule):
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.sharded = [f"loss.{name}" for name in self.loss.sharded_parameters()]
         exclude_from_ddp(self, self.sharded)
+        if self.data.options.checkpointing:
+            recompute(self.backbone)
         if self.data.options.ema is not None:
             self.average = Average(self.backbone, self.head, self.data.options.ema)
         if self.data.options.compile:
@@ -148,7 +151,7 @@ class FaceModule(pl.LightningModule):
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         for group in optimizer.param_groups:
-            group["lr"] = self.rate(step)
+            group["lr"] = self.rate(step) * group["factor"]
         optimizer.zero_grad()
         first = self.augment.draws
         clean = self.augment(batch.images, batch.draws[:, :first])

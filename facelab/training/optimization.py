@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from facelab.backbone.stages import stages
 from facelab.training.rows import RowAdamW, RowSGD
 
 
@@ -97,40 +98,78 @@ class Recipe(ABC):
             scalars are exempt.
         clip_norm: largest global L2 norm of the gradients, over all parameters and ranks; None does not clip.
         schedule: the rate over time.
+        stage_decay: the rate of a stage of the backbone as a share of that of the stage behind it, in (0,1]; the last
+            one, the output layers, has all of the backbone's (Howard and Ruder, "ULMFiT", 2018: 1/2.6 a layer).
+        backbone_factor: the backbone's rate as a multiple of the full one, which head and loss have.
 
     Raises:
         ValueError: where a number is out of its range.
     """
 
-    def __init__(self, lr: float, weight_decay: float, clip_norm: float | None, schedule: Schedule):
+    def __init__(
+        self,
+        lr: float,
+        weight_decay: float,
+        clip_norm: float | None,
+        schedule: Schedule,
+        stage_decay: float,
+        backbone_factor: float,
+    ):
         if not 0 < lr < math.inf:
             raise ValueError(f"optimizer.lr is {lr}: give a number above 0")
         if not 0 <= weight_decay < math.inf:
             raise ValueError(f"optimizer.weight_decay is {weight_decay}: give 0 or more")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"optimizer.clip_norm is {clip_norm}: give a number above 0, or null not to clip")
+        if not 0 < stage_decay <= 1:
+            raise ValueError(
+                f"optimizer.stage_decay is {stage_decay}: give a factor above 0 and at most 1 (1: all stages alike)"
+            )
+        if not 0 < backbone_factor < math.inf:
+            raise ValueError(
+                f"optimizer.backbone_factor is {backbone_factor}: give a number above 0 (1: as all others); "
+                "backbone.freeze keeps stages as they are"
+            )
         self.lr, self.weight_decay, self.clip_norm, self.schedule = lr, weight_decay, clip_norm, schedule
+        self.stage_decay, self.backbone_factor = stage_decay, backbone_factor
 
     @abstractmethod
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer over the trainable parameters of `model`."""
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Up to three parameter groups: with weight decay, without it, and a loss's own parameters without it.
+        """For each rate up to three parameter groups: with weight decay, without, a loss's own parameters without it.
 
-        The last are those listed by a loss under `without_decay` (learnable margins), whatever their shape.
+        The last are those listed by a loss under `without_decay` (learnable margins), whatever their shape. `factor` is
+        what the rate of a group is multiplied by.
         """
         listed = {id(p) for m in model.modules() for p in getattr(m, "without_decay", ())}
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if p.dim() > 1 and id(p) not in listed]
-        free = [p for p in trainable if p.dim() <= 1 and id(p) not in listed]
-        own = [p for p in trainable if id(p) in listed]
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": free, "weight_decay": 0.0},
-            {"params": own, "weight_decay": 0.0},
-        ]
+        factors = self._factors(model)
+        groups = []
+        for factor in sorted({1.0, *factors.values()}, reverse=True):
+            alike = [p for p in model.parameters() if p.requires_grad and factors.get(p, 1.0) == factor]
+            decayed = [p for p in alike if p.dim() > 1 and id(p) not in listed]
+            free = [p for p in alike if p.dim() <= 1 and id(p) not in listed]
+            own = [p for p in alike if id(p) in listed]
+            groups += [
+                {"params": decayed, "weight_decay": self.weight_decay, "factor": factor},
+                {"params": free, "weight_decay": 0.0, "factor": factor},
+                {"params": own, "weight_decay": 0.0, "factor": factor},
+            ]
         return [group for group in groups if group["params"]]
+
+    def _factors(self, model: nn.Module) -> dict[nn.Parameter, float]:
+        """Of each of the backbone's parameters; empty where all have the full rate."""
+        backbone = getattr(model, "backbone", None)
+        if backbone is None or (self.stage_decay == 1 and self.backbone_factor == 1):
+            return {}
+        if self.stage_decay == 1:
+            return dict.fromkeys(backbone.parameters(), self.backbone_factor)
+        return {
+            parameter: self.backbone_factor * self.stage_decay**place
+            for place, stage in enumerate(reversed(stages(backbone)))
+            for parameter in stage.parameters()
+        }
 
     def rate(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """The learning rate of step 0…steps−1."""
@@ -143,7 +182,7 @@ class SGD(Recipe):
     Args:
         momentum: in [0, 1).
         nesterov: look-ahead momentum.
-        lr, weight_decay, clip_norm, schedule: see Recipe.
+        lr, weight_decay, clip_norm, schedule, stage_decay, backbone_factor: see Recipe.
     """
 
     def __init__(
@@ -154,8 +193,10 @@ class SGD(Recipe):
         weight_decay: float,
         clip_norm: float | None,
         schedule: Schedule,
+        stage_decay: float,
+        backbone_factor: float,
     ):
-        super().__init__(lr, weight_decay, clip_norm, schedule)
+        super().__init__(lr, weight_decay, clip_norm, schedule, stage_decay, backbone_factor)
         if not 0 <= momentum < 1:
             raise ValueError(f"optimizer.momentum is {momentum}: give a number from 0 to below 1 (0.9 is usual)")
         if nesterov and momentum == 0:
@@ -176,7 +217,7 @@ class AdamW(Recipe):
     Args:
         betas: decay of the two moving averages, each in [0, 1).
         eps: added to the denominator.
-        lr, weight_decay, clip_norm, schedule: see Recipe.
+        lr, weight_decay, clip_norm, schedule, stage_decay, backbone_factor: see Recipe.
     """
 
     def __init__(
@@ -187,8 +228,10 @@ class AdamW(Recipe):
         weight_decay: float,
         clip_norm: float | None,
         schedule: Schedule,
+        stage_decay: float,
+        backbone_factor: float,
     ):
-        super().__init__(lr, weight_decay, clip_norm, schedule)
+        super().__init__(lr, weight_decay, clip_norm, schedule, stage_decay, backbone_factor)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"optimizer.betas are {list(betas)}: give two numbers from 0 to below 1 ([0.9, 0.999])")
         self.betas, self.eps = (betas[0], betas[1]), eps

@@ -30,6 +30,7 @@ class TrainerOptions:
     num_nodes: int
     precision: str
     compile: bool
+    checkpointing: bool
     deterministic: bool
     validate_every: float
     save_every_steps: int | None
@@ -49,6 +50,11 @@ class TrainerOptions:
             if value is not None and not value > 0:
                 raise ValueError(f"trainer.{name} is {value}: give a number above 0, or null for none")
         _check_device("trainer.", self.accelerator, self.precision)
+        if self.checkpointing and self.compile:
+            raise ValueError(
+                "trainer.checkpointing=true with trainer.compile=true: torch.compile decides by itself what is "
+                "computed again; choose one of the two"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(
                 f"trainer.ema is {self.ema}: give a decay between 0 and 1, such as 0.999, or null for no average"

@@ -34,6 +34,7 @@ FREE = (
     "data.known",
     "data.loader",
     "trainer.accelerator",
+    "trainer.checkpointing",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.progress",
@@ -47,6 +48,8 @@ FREE = (
     "progress",
     "loader",
 )
+# Options that are younger than some run directories, with the values that leave a run what it was without them.
+LATER = {"backbone.freeze": 0, "optimizer.stage_decay": 1.0, "optimizer.backbone_factor": 1.0}
 COLUMNS = (
     "step",
     "images",
@@ -177,7 +180,7 @@ class RunDirectory:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys in which two configurations are different experiments, each as 'key: before → now'."""
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = ({**LATER, **dict(_flat(tree))} for tree in (before, now))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     differing = [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE)]
     return [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in differing]

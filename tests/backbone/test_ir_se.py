@@ -233,9 +233,6 @@ def test_weights_that_no_backbone_takes_are_told_too(tmp_path):
     torch.save(older, tmp_path / "older.pt")
     with pytest.raises(ValueError, match=r"weights of the older IR \(no .*which no backbone of facelab takes"):
         load_weights(tiny(), tmp_path / "older.pt")
-    torch.save(rename(tiny(se=False).state_dict(), {"body.": "layer1."}), tmp_path / "askd.pt")
-    with pytest.raises(ValueError, match=r"weights of the A-SKD .*which no backbone of facelab takes"):
-        load_weights(tiny(), tmp_path / "askd.pt")
 
 
 def test_of_the_same_kind_of_network_nothing_more_is_said(tmp_path):

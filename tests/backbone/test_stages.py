@@ -78,6 +78,19 @@ def test_outside_nothing_is_kept_even_after_an_error():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_a_compiled_network_gives_its_maps_too():
+    network = iresnet().eval()
+    images = torch.randn(2, 3, 32, 32)
+    network.compile(backend="eager")
+    plain = network(images)  # compiled before anybody asks
+    for _ in range(2):
+        with feature_maps(network) as maps:
+            torch.testing.assert_close(network(images), plain)
+        assert [features.shape[1] for features in maps] == [16, 16, 16, 32]
+    network(images)
+    assert len(maps) == 4
+
+
 def test_both_kinds_of_maps_at_once():
     network = iresnet(attention="cbam").eval()
     with feature_maps(network) as features, attention_maps(network) as attention:
@@ -189,10 +202,10 @@ def test_outputs_that_are_no_maps_are_named():
 class Silent(nn.Module):
     def __init__(self):
         super().__init__()
-        self.fc = nn.Linear(3, 4)
+        self.stages = nn.Sequential(nn.Linear(3, 4))  # a module of that name says nothing
 
     def forward(self, images):
-        return self.fc(images.mean((2, 3)))
+        return self.stages(images.mean((2, 3)))
 
 
 def test_a_network_that_does_not_say_its_stages():

@@ -30,8 +30,8 @@ H = 0.1
 REFRESH, STEPS, SAVED = 4, 6, 3  # a checkpoint is followed by a step with its queues, and by a search
 WORLDS = (2, 3)
 RECIPES = {
-    "sgd": lambda: SGD(0.1, 0.9, False, 0.1, None, Poly(0, 1)),
-    "adamw": lambda: AdamW(0.02, (0.9, 0.99), 1e-8, 0.1, None, Poly(0, 1)),
+    "sgd": lambda: SGD(0.1, 0.9, False, 0.1, None, Poly(0, 1), 1.0, 1.0),
+    "adamw": lambda: AdamW(0.02, (0.9, 0.99), 1e-8, 0.1, None, Poly(0, 1), 1.0, 1.0),
 }
 LOSSES = {
     "cosface": lambda c=C: CosFace(D, c, scale=20.0, margin=0.3),

@@ -23,10 +23,10 @@ STEPS = 4
 WORLDS = (2, 3, 4)
 CPU = torch.device("cpu")
 RECIPES = {
-    "sgd": lambda: SGD(0.1, 0.9, False, 0.1, None, Poly(0, 1)),
-    "nesterov": lambda: SGD(0.1, 0.9, True, 0.0, None, Poly(0, 1)),
-    "plain": lambda: SGD(0.1, 0.0, False, 0.1, None, Poly(0, 1)),
-    "adamw": lambda: AdamW(0.02, (0.9, 0.99), 1e-8, 0.1, None, Poly(0, 1)),
+    "sgd": lambda: SGD(0.1, 0.9, False, 0.1, None, Poly(0, 1), 1.0, 1.0),
+    "nesterov": lambda: SGD(0.1, 0.9, True, 0.0, None, Poly(0, 1), 1.0, 1.0),
+    "plain": lambda: SGD(0.1, 0.0, False, 0.1, None, Poly(0, 1), 1.0, 1.0),
+    "adamw": lambda: AdamW(0.02, (0.9, 0.99), 1e-8, 0.1, None, Poly(0, 1), 1.0, 1.0),
 }
 LOSSES = {
     "cosface": lambda c=C: CosFace(D, c, scale=20.0, margin=0.3),

@@ -166,7 +166,7 @@ def test_frozen_centres_give_the_same_and_have_no_gradient(folder, name, options
     assert set(own) == {key for key in free[2] if not key.endswith("classifier.weight")}
     for key, value in own.items():  # a margin's own numbers go on learning
         torch.testing.assert_close(value, free[2][key])
-    recipe = SGD(0.1, 0.9, True, 0.5, None, Poly(0, 1))
+    recipe = SGD(0.1, 0.9, True, 0.5, None, Poly(0, 1), 1.0, 1.0)
     if own:
         optimizer, before = recipe.build(loss), {key: value.clone() for key, value in loss.state_dict().items()}
         for _ in range(2):
@@ -179,6 +179,6 @@ def test_frozen_centres_give_the_same_and_have_no_gradient(folder, name, options
 
 def test_margins_inside_a_sum_have_no_weight_decay():
     loss = build(SUM)
-    decayed, free = SGD(0.1, 0.9, True, 0.5, None, Poly(0, 1)).groups(loss)
+    decayed, free = SGD(0.1, 0.9, True, 0.5, None, Poly(0, 1), 1.0, 1.0).groups(loss)
     assert {id(p) for p in decayed["params"]} == {id(p) for n, p in loss.named_parameters() if n.endswith("weight")}
     assert [id(p) for p in free["params"]] == [id(loss.parts["adam"].margins)]

@@ -42,14 +42,14 @@ class Stopped(Exception):
     """Power failure on all ranks at once."""
 
 
-def run(where: Path, name: str, world: int, stop: int = STEPS) -> None:
+def run(where: Path, name: str, world: int, stop: int = STEPS, *more: str) -> None:
     """One start, up to a step, or up to its report; with batch norms that know nothing of the batch.
 
     Each rank would have statistics of its own.
     """
     teacher = str(where.parents[1] / "teacher" / "checkpoints" / "last.ckpt")
     given = [one.replace("TEACHER", teacher) for one in RUNS[name]]
-    config, plain = compose(*COMMON, *given, f"trainer.devices={world}")
+    config, plain = compose(*COMMON, *given, *more, f"trainer.devices={world}")
     with pytest.MonkeyPatch.context() as patch:
         configure, step = FaceModule.configure_model, FaceModule.training_step
 
@@ -91,9 +91,17 @@ def job(rank, world, folder):
                 dist.barrier()
             else:
                 run(folder / name / "3", name, world)
+        if world == 2:
+            run(folder / "frozen" / "2", "buffer", world, STEPS, *going_on(folder))
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def going_on(folder):
+    """From weights, with frozen stages; the others at rates of their own, and recomputed."""
+    weights = folder / "frozen" / "start" / "checkpoints" / "last.ckpt"
+    return f"backbone.weights={weights}", "backbone.freeze=2", "optimizer.stage_decay=0.5", "trainer.checkpointing=true"
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +109,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     config, plain = compose(*COMMON, "loss.scale=16", "backbone.attention=cbam", "seed=2")
     fit.train(config, plain, folder / "teacher", one_process=False)
+    run(folder / "frozen" / "start", "buffer", 1)
+    run(folder / "frozen" / "1", "buffer", 1, STEPS, *going_on(folder))
     on_ranks((2, 3), job, folder)
     for name in RUNS:
         run(folder / name / "1", name, 1)
@@ -148,3 +158,15 @@ def test_the_classes_are_shared_unevenly(folder):
     assert classes % 3
     shards = {path.name.rsplit(".", 1)[0] for path in (folder / "buffer" / "3" / "checkpoints").glob("last*shard*")}
     assert shards == {f"last.ckpt.shard-{rank}-of-3" for rank in range(3)}
+
+
+def test_frozen_stages_and_rates_of_their_own_on_two_ranks(folder):
+    start, alone, ranks = (tensors(folder / "frozen" / name) for name in ("start", "1", "2"))
+    fixed = ("conv1", "bn1", "prelu", "layer1", "features.weight")
+    for key in (key for key in start if key.startswith("model.backbone.") and "tracked" not in key):
+        if key.removeprefix("model.backbone.").startswith(fixed):
+            np.testing.assert_array_equal(ranks[key], start[key])
+        else:
+            limit = 1e-4 * abs(alone[key]).max()
+            np.testing.assert_allclose(ranks[key], alone[key], rtol=0, atol=limit, err_msg=key)
+            assert "running" in key or not np.array_equal(ranks[key], start[key]), key

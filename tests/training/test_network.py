@@ -109,6 +109,16 @@ def test_without_loading_no_file_is_needed(weights):
         built(weights=missing)
 
 
+def test_frozen_stages_need_no_file_where_a_checkpoint_fills_them(weights):
+    missing = str(weights.with_name("gone.ckpt"))
+    network = built(load=False, weights=missing, freeze=2).train()
+    assert not network.layer1[0].bn1.training
+    assert network.layer2[0].bn1.training
+    assert not network.layer1[0].conv1.weight.requires_grad
+    with pytest.raises(ValueError, match=r"^backbone\.freeze=2 keeps the first stages as they are, and these would be"):
+        built(load=False, freeze=2)
+
+
 def test_nor_are_the_weights_of_another_library():
     given = OmegaConf.create({"_target_": "types.SimpleNamespace", "pretrained": True})
     assert build_backbone(given, load=True).pretrained is True

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from facelab.backbone.iresnet import IResNet
 from facelab.loss.cosface import CosFace
 from facelab.training.optimization import SGD, AdamW, Cosine, MultiStep, Poly, Schedule
 from facelab.training.rows import RowSGD
@@ -106,11 +107,13 @@ def test_wrong_schedules_are_named(build, message):
 
 def sgd(**changes):
     arguments = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "clip_norm": 5.0}
+    arguments |= {"stage_decay": 1.0, "backbone_factor": 1.0}
     return SGD(**{**arguments, "schedule": Poly(1, 1), **changes})
 
 
 def adamw(**changes):
     arguments = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.1, "clip_norm": None}
+    arguments |= {"stage_decay": 1.0, "backbone_factor": 1.0}
     return AdamW(**{**arguments, "schedule": Cosine(1, 0), **changes})
 
 
@@ -126,6 +129,10 @@ def adamw(**changes):
         (lambda: adamw(betas=[0.9]), r"optimizer\.betas are \[0\.9\]: give two numbers"),
         (lambda: adamw(betas=[0.9, 1.0]), r"optimizer\.betas are \[0\.9, 1\.0\]"),
         (lambda: adamw(lr=-1), r"optimizer\.lr is -1"),
+        (lambda: adamw(stage_decay=0), r"optimizer\.stage_decay is 0: give a factor above 0 and at most 1"),
+        (lambda: sgd(stage_decay=1.1), r"optimizer\.stage_decay is 1\.1"),
+        (lambda: sgd(backbone_factor=0), r"optimizer\.backbone_factor is 0: give a number above 0"),
+        (lambda: sgd(backbone_factor=math.inf), r"optimizer\.backbone_factor is inf"),
     ],
 )
 def test_wrong_recipes_are_named(build, message):
@@ -168,6 +175,47 @@ def test_vectors_scalars_and_margins_do_not_decay(recipe):
     assert names(model, own["params"]) == {"loss.margins"}
     assert [group["weight_decay"] for group in (decayed, free, own)] == [recipe.weight_decay, 0.0, 0.0]
     assert decayed["lr"] == recipe.lr
+
+
+class Staged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = IResNet([1, 1, 1, 1], [16, 16, 16, 32], 2, 8, 0.0, "none", 32)
+        self.loss = CosFace(embedding_size=8, num_classes=5, scale=64.0, margin=0.35)
+
+
+def test_without_rates_of_their_own_the_groups_are_as_ever():
+    model = Staged()
+    decayed, free = sgd().build(model).param_groups
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for group, wanted in ((decayed, True), (free, False)):
+        assert [id(p) for p in group["params"]] == [id(p) for p in trainable if (p.dim() > 1) == wanted]
+        assert group["factor"] == 1.0
+
+
+@pytest.mark.parametrize("build", [sgd, adamw])
+def test_each_stage_has_its_share_of_the_rate(build):
+    model = Staged()
+    model.backbone.layer1.requires_grad_(False)
+    groups = build(stage_decay=0.5, backbone_factor=0.1).build(model).param_groups
+    of = {name: group for group in groups for name in names(model, group["params"])}
+    assert set(of) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert of["loss.classifier.weight"]["factor"] == 1.0
+    for place, part in enumerate(["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]):
+        for name in (name for name in of if name.split(".")[1] == part):
+            assert of[name]["factor"] == pytest.approx(0.1 * 0.5**place), name
+    for name, group in of.items():
+        assert (group["weight_decay"] > 0) == (model.get_parameter(name).dim() > 1)
+
+
+def test_the_whole_backbone_can_be_slower_even_if_it_does_not_say_its_stages():
+    model = Model()
+    model.backbone = nn.Linear(3, 4)
+    groups = sgd(backbone_factor=0.1).build(model).param_groups
+    slow = [group for group in groups if group["factor"] == 0.1]
+    assert set().union(*(names(model, group["params"]) for group in slow)) == {"backbone.weight", "backbone.bias"}
+    with pytest.raises(ValueError, match=r"^Linear does not say what its stages are"):
+        sgd(stage_decay=0.5).build(model)
 
 
 def test_no_empty_group():

@@ -20,6 +20,7 @@ GOOD = {
     "num_nodes": 1,
     "precision": "fp32",
     "compile": False,
+    "checkpointing": False,
     "deterministic": False,
     "validate_every": 1.0,
     "save_every_steps": None,
@@ -176,6 +177,12 @@ def test_an_average_decays(value):
 def evaluation(**changes):
     given = {"batch_size": 8, "accelerator": "cpu", "precision": "fp32", "progress": True}
     return EvaluationOptions(**{**given, **changes})
+
+
+def test_what_is_computed_again_is_decided_once():
+    assert made(checkpointing=True).checkpointing
+    with pytest.raises(ValueError, match=r"^trainer\.checkpointing=true with trainer\.compile=true: torch\.compile"):
+        made(checkpointing=True, compile=True)
 
 
 def test_an_evaluation_has_the_same_words(gpus, monkeypatch):

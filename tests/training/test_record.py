@@ -97,6 +97,12 @@ def test_differences():
     assert differences(CONFIG, CONFIG) == []
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}) == ["a.c: 2 → absent"]
     assert differences({"a": {}}, {"a": {"b": None}}) == ["a: {} → absent"]
+
+
+def test_a_younger_option_at_rest_is_no_difference():
+    older, now = {"optimizer": {"lr": 0.1}}, {"optimizer": {"lr": 0.1, "stage_decay": 1.0}, "backbone": {"freeze": 0}}
+    assert differences(older, now) == differences(now, older) == []
+    assert differences(older, {"optimizer": {"lr": 0.1, "stage_decay": 0.5}}) == ["optimizer.stage_decay: 1.0 → 0.5"]
     assert differences({"a": [1, 2]}, {"a": [1, 3]}) == ["a: [1, 2] → [1, 3]"]
     assert differences({"outer": 1, "names": 2}, {"outer": 2, "names": 3}) == ["names: 2 → 3", "outer: 1 → 2"]
     for key in FREE:
