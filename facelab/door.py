@@ -23,7 +23,7 @@ try:
     from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 except KeyboardInterrupt:  # these take a third of a second, and nobody else is there yet to say it in one line
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
@@ -31,7 +31,7 @@ except KeyboardInterrupt:  # these take a third of a second, and nobody else is 
 LONGEST_NAME = 120
 # Overrides that say where or how comfortably a job goes, not what it is; they do not name it.
 NAMELESS = (
-    *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress"),
+    *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress", "teacher"),
     *("batch_size", "accelerator", "progress", "loader"),  # of an evaluation
 )
 
@@ -194,8 +194,10 @@ def _explain_configuration(error: BaseException, folder: str, config_name: str, 
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     root = chain[-1]
-    if isinstance(root, MissingMandatoryValue):
-        key = getattr(root, "full_key", None) or str(root).rsplit(" ", 1)[-1]
+    if isinstance(root, (MissingMandatoryValue, InterpolationToMissingValueError)):
+        # Of ${teacher}, what is missing is `teacher`, whichever key asks for it.
+        asked = re.search(r"interpolation: Missing mandatory value: (\S+)", str(root))
+        key = asked.group(1) if asked else getattr(root, "full_key", None) or str(root).rsplit(" ", 1)[-1]
         return f"{key} has no value, and there is no default for it: add {key}=… to the command"
     # What a constructor of ours refuses comes wrapped in Hydra's account of the call.
     if isinstance(root, (ValueError, OSError)) and not isinstance(root, OmegaConfBaseException):

@@ -48,7 +48,16 @@ def placeholders(tmp_path_factory):
     named = {
         ("data", path.stem): records for path in (CONF / "data").glob("*.yaml") if "open_faces" in path.read_text()
     }
-    return {**named, ("data", "folder"): folder, ("data", "recordio"): records, ("experiment", "celeba_lfw"): records}
+    teacher = {"data.root": records["data.root"], "benchmark.path": root / "a.bin"}
+    student = {**teacher, "teacher": root / "best.ckpt"}
+    experiments = {"celeba_lfw": records, "askd_teacher": teacher, "askd_plain": teacher, "askd": student}
+    return {
+        **named,
+        ("data", "folder"): folder,
+        ("data", "recordio"): records,
+        **{("experiment", name): given for name, given in experiments.items()},
+        ("sweeps", "askd"): student,
+    }
 
 
 def write_records(folder, image):
