@@ -219,6 +219,9 @@ def test_an_unknown_key(told):
 def test_a_key_without_a_value(told):
     line = told("data=folder", small=["logger=csv"])
     assert line == "data.root has no value, and there is no default for it: add data.root=… to the command"
+    # What another key is to be taken from is missing under its own name.
+    line = told("experiment=askd", "data.root=x", "benchmark.path=x.bin", small=["logger=csv"])
+    assert line == "teacher has no value, and there is no default for it: add teacher=… to the command"
 
 
 def test_files_that_are_missing_or_truncated(told, tmp_path):
