@@ -95,7 +95,8 @@ class Training:
         self.flops = 3 * 2 * count_macs(network, self.size)  # of an image, forward and backward
         loss = build_loss(config.loss, network.embedding_size, classes)
         layout = getattr(torch, f"{setting.layout}_format" if setting.layout == "contiguous" else setting.layout)
-        self.model = nn.ModuleList([network.to(memory_format=layout), instantiate(config.head), loss]).to(device)
+        head = instantiate(config.head, embedding_size=network.embedding_size)
+        self.model = nn.ModuleList([network.to(memory_format=layout), head, loss]).to(device)
         if setting.compile == "on":
             self.model[0].compile()
         self.augment, self.recipe = instantiate(config.data.augment), instantiate(config.optimizer)

@@ -279,9 +279,12 @@ def _job_name(*, _root_: DictConfig) -> str:
 
 
 def _depth(override: Override) -> int:
-    """Which choice decides the defaults of which: an experiment's those of all groups, an optimizer's its schedule."""
+    """Which choice decides the defaults of which: an experiment's those of all groups, an optimizer's its schedule.
+
+    A backbone may bring a head along.
+    """
     key = override.key_or_group
-    return 0 if key in ("experiment", "sweeps") else 1 + key.count("/")
+    return 0 if key in ("experiment", "sweeps") else 1 + key.count("/") + (key == "head")
 
 
 def _default(config: DictConfig, key: str) -> Any:

@@ -22,6 +22,7 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
 NOT_BUILT = ("experiment", "sweeps", "hydra")
 # What the code hands over, beside the keys.
 HANDED = {
+    "head": {"embedding_size"},
     "loss": {"embedding_size", "num_classes"},
     "distill": {"student", "teacher"},
     "data/sampler": {"labels", "batch_size", "seed"},
@@ -152,6 +153,7 @@ def test_it_is_built(composed):
         assert made.func is target  # a logger itself would start a run of its own
         return
     given = {"_partial_": True} if group in ("data/sampler", "distill") else {}  # Hydra would copy what is handed over
+    given |= {"embedding_size": 8} if group == "head" else {}
     with torch.device("meta" if group == "backbone" else "cpu"):
         made = objective.build_loss(node, 8, 5) if group == "loss" else instantiate(node, **given)
     if group == "distill":
@@ -164,6 +166,8 @@ def test_it_is_built(composed):
     if group == "data":
         assert len(made) == len(made.labels) > 0
         assert made.load(0).shape == (made.size, made.size, 3)
+    if group == "head":
+        assert made.eval()(torch.ones(3, 8)).shape == (3, 8)
     if group == "backbone":
         assert made(torch.empty(2, 3, SIZE, SIZE, device="meta")).shape == (2, made.embedding_size)
 

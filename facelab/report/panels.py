@@ -126,6 +126,33 @@ def norm(axes: Axes, record: Record) -> None:
         axes.set_ylim(low, high)
 
 
+def groups(axes: Axes, record: Record) -> None:
+    """Which share of the training images each group of a GroupFace head gets, over images seen."""
+    spread = record.spreads["group"]
+    number = spread.counts.shape[1]
+    axes.set_title(f"Groups: {effective(spread.counts[-1:])[0]:.1f} of {number} in use")
+    shares = 100 * spread.counts / np.maximum(spread.counts.sum(axis=1, keepdims=True), 1)  # (n,K)
+    middle = (spread.images[1:] + spread.images[:-1]) / 2
+    axes.plot(middle, shares, color=style.SKY, linewidth=0.7, alpha=0.6)
+    for values, color, label in ((shares.max(axis=1), VERMILLION, "largest"), (shares.min(axis=1), BLUE, "smallest")):
+        axes.plot(middle, values, color=color, label=label, marker="o" if len(middle) < 3 else "", clip_on=False)
+    axes.axhline(100 / number, color=INK, linewidth=0.9, linestyle=style.DASHED, label="even share")
+    style.images_axis(axes, _end(record))
+    axes.set_ylim(0, 1.15 * shares.max())
+    axes.set_ylabel("% of the images")
+    axes.legend(loc="upper right", ncols=3)
+
+
+def effective(counts: np.ndarray) -> np.ndarray:
+    """The effective number of groups, (n,): exp of their shares' entropy; K where all are alike, 1 after a collapse.
+
+    Args:
+        counts: (n,K) images in each group.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return np.exp(-np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=1))
+
+
 def _spread(axes: Axes, record: Record, kind: str) -> bool:
     """Densities side by side, dark where many images are, under lines of the middle and the tails; False without."""
     if kind not in record.spreads:

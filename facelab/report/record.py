@@ -51,7 +51,8 @@ class Record:
         metrics: metrics.json; empty while the run is unfinished.
         scores: the score files, that of the reported benchmark first.
         config: config.yaml, or empty.
-        spreads: of histograms.npz, by kind: angle (degrees), norm; those that were counted.
+        spreads: of histograms.npz, by kind: angle (degrees), norm, group (of a GroupFace head, by number); those that
+            were counted.
     """
 
     path: Path
@@ -126,7 +127,7 @@ def _read_spreads(path: Path) -> dict[str, Spread]:
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            kinds = [key for key in ("angle", "norm") if key in file]
+            kinds = [key for key in ("angle", "norm", "group") if key in file]
             return {kind: Spread(file["images"], file[f"{kind}_edges"], file[kind]) for kind in kinds}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: no file of histograms ({error}); delete it to draw without") from error

@@ -24,7 +24,7 @@ GRID = (
     (panels.loss, panels.accuracy, panels.histogram),
     (panels.rate, panels.gradient, panels.det),
 )
-SPREADS = (panels.angle, panels.norm)  # a third row, of runs that have counted
+SPREADS = (panels.angle, panels.norm)  # a third row, of runs that have counted; with groups they stand there too
 EVALUATED = ((panels.histogram, panels.det),)  # an evaluation has no history
 
 
@@ -71,7 +71,9 @@ def _rows(record: Record) -> tuple[tuple[Callable[[Axes, Record], None], ...], .
     """The panels that a run has something to show in, or to say: row by row."""
     if "checkpoint" in record.config:
         return EVALUATED
-    return (*GRID, SPREADS) if record.spreads else GRID
+    if not record.spreads:
+        return GRID
+    return (*GRID, (*SPREADS, panels.groups) if "group" in record.spreads else SPREADS)
 
 
 def _from_top(place: float, height: float) -> float:

@@ -22,6 +22,7 @@ from facelab.data.torch_loader import EvalLoader
 from facelab.report import run as report
 from facelab.training import fit
 from facelab.training.datamodule import divide, faces
+from facelab.training.groups import about_head
 from facelab.training.inspection import look_at_images
 from facelab.training.logging import Copy
 from facelab.training.module import embed
@@ -33,6 +34,8 @@ from facelab.training.record import RunDirectory, differences
 from facelab.training.strategy import keep_memory
 from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
 
+NO_HEAD = "torch.nn.Identity"
+
 
 @dataclass
 class Evaluation:
@@ -43,6 +46,7 @@ class Evaluation:
     options: EvaluationOptions
     network: nn.Module  # (B,3,H,W) in [−1,1] → (B,D)
     backbone: Any
+    head: nn.Module
     benchmark: Any
     pairs: PairSet
     loader: EvalLoader
@@ -70,6 +74,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
     meta = meta_of(path)
     if meta is not None:
         _take_over(config, meta, typed)
+        _compare_heads(config, path, meta, typed)
     if config.data.root is None:  # a benchmark that lies beside the training data asks whether there is such a key
         with open_dict(config):
             config.data.pop("root")
@@ -90,6 +95,8 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
     benchmark = instantiate(config.benchmark)
     check_kind("ema", config.ema, bool | None)
     if meta is None:
+        if config.head._target_ != NO_HEAD:
+            raise ValueError(f"checkpoint={path}: published weights are of a backbone alone: add head=none")
         trained = out_of_weights("checkpoint", path, config.backbone, "backbone", config.ema)
     else:
         _compare_typed(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
@@ -112,7 +119,7 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
         pin=options.on_gpu,
     )
     network = nn.Sequential(backbone.to(memory_format=torch.channels_last), head).eval()
-    return Evaluation(config, plain, options, network, backbone, benchmark, pairs, loader, about)
+    return Evaluation(config, plain, options, network, backbone, head, benchmark, pairs, loader, about)
 
 
 def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, float]:
@@ -128,7 +135,7 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         result = evaluation.benchmark.evaluate(embeddings, evaluation.pairs)
         metrics = {
             **result.all_metrics(),
-            "parameters": count_parameters(evaluation.backbone),
+            "parameters": count_parameters(evaluation.network),
             "images": len(evaluation.pairs),
             "seconds": round(seconds, 1),
             "images_per_s": round(len(evaluation.pairs) / max(seconds, 1e-9), 1),
@@ -186,6 +193,7 @@ def _choices(evaluation: Evaluation) -> dict[str, str]:
         "backbone": f"{type(backbone).__name__}, {count_parameters(backbone):,} parameters, "
         f"{count_macs(backbone, size) / 1e9:.3f} GMACs at {size}×{size}, D={backbone.embedding_size}"
         f"{about_input(backbone)}",
+        **about_head(evaluation.head),
         "benchmark": f"{pairs.name}: {len(pairs.pairs):,} pairs of {len(pairs):,} images{mirror}",
         "device": f"{device}, {'bf16' if options.in_bf16 else 'fp32'}, {options.batch_size} images at once",
     }
@@ -234,6 +242,19 @@ def _compare_typed(config: DictConfig, path: Path, before: Mapping[str, Any], st
         raise ValueError(
             f"checkpoint={path} is of another backbone ({'; '.join(differing)}): leave backbone=… out, the checkpoint "
             "says what it is"
+        )
+
+
+def _compare_heads(config: DictConfig, path: Path, meta: Mapping[str, Any], typed: Collection[str]) -> None:
+    """Refuses a head that was typed, or came along with a backbone, and is not that of the checkpoint."""
+    now: Any = OmegaConf.to_container(config.head, resolve=True)
+    if now == {"_target_": NO_HEAD} and not any(key.split(".")[0] == "head" for key in typed):
+        return
+    differing = differences({"head": meta["config"]["head"]}, {"head": now})
+    if differing:
+        raise ValueError(
+            f"checkpoint={path} is of another head ({'; '.join(differing)}): leave head=… out, the checkpoint says "
+            "what it is"
         )
 
 

@@ -25,6 +25,7 @@ from facelab.training.checkpoint import Progress
 from facelab.training.datamodule import FaceData
 from facelab.training.feedback import about_sampler, check_feedback
 from facelab.training.finite import Diverged
+from facelab.training.groups import GroupSheet, about_head
 from facelab.training.inspection import FILE, about_images, look_at_images, record_of_images
 from facelab.training.keeper import Keeper, Recorder
 from facelab.training.logging import Copy
@@ -53,6 +54,7 @@ class Run:
     data: FaceData
     module: FaceModule
     network: Any  # the backbone's shapes, without values
+    head: nn.Module  # the same of the head
     directory: RunDirectory
     found: Inspection  # what is wrong with the images
     sampling: dict[str, str]  # what is to be said of the sampler
@@ -119,7 +121,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.
     with torch.device("meta"):
         network = _backbone(config, meta)
-        head = instantiate(config.head)
+        head = instantiate(config.head, embedding_size=network.embedding_size)
         loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
     check_learning(network, head, loss, recipe, options)
     check_feedback(data.plan, config.loss, network.embedding_size)
@@ -136,7 +138,8 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     loss_node = config.loss if teaching is None else teaching.inherited(config.loss)
 
     def build() -> tuple[nn.Module, nn.Module, Loss, nn.Module | None]:
-        backbone, head = _backbone(config, meta), instantiate(config.head)
+        backbone = _backbone(config, meta)
+        head = instantiate(config.head, embedding_size=backbone.embedding_size)
         loss = build_loss(loss_node, backbone.embedding_size, data.num_classes, load=meta is None)
         return backbone, head, loss, None if teaching is None else teaching.begin(loss, data.num_classes)
 
@@ -144,7 +147,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     lesson = None if teaching is None else teaching.lesson
     module = FaceModule(build, augment, degrade, recipe, benchmark, data, progress, config.seed, fresh, lesson)
     sampling = about_sampler(data.plan, data.labels, loss, options.accumulate)
-    return Run(config, plain, options, progress, data, module, network, directory, found, sampling, teaching)
+    return Run(config, plain, options, progress, data, module, network, head, directory, found, sampling, teaching)
 
 
 def _backbone(config: Any, meta: Mapping[str, Any] | None) -> Any:
@@ -172,7 +175,8 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
         with StopRequest() as stop:
             keeper = _keeper(run, stop)
             recorder = Recorder(history, copy, run.options.log_every)
-            trainer = _trainer(run, [recorder, keeper, Display(run.options.progress and writes)])
+            display = Display(run.options.progress and writes)
+            trainer = _trainer(run, [recorder, keeper, display, GroupSheet(directory.path if writes else None)])
             _fit(run, trainer)
             if writes:
                 print(f"scoring {run.data.report.name} …", flush=True)
@@ -289,6 +293,7 @@ def _choices(run: Run) -> dict[str, str]:
         "backbone": f"{_kind(plain['backbone'])}, {count_parameters(network):,} parameters, "
         f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}"
         f"{about_input(network)}",
+        **about_head(run.head),
         "loss": about_loss(plain["loss"]),
         **({} if run.teaching is None else {"teacher": run.teaching.about}),
         "data": f"{_set(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
@@ -328,7 +333,7 @@ def _final(run: Run, step: int, result: Any) -> dict[str, float]:
         "images": progress.images,
         "seconds": round(progress.seconds, 1),
         "images_per_s": round(progress.images / max(progress.seconds, 1e-9), 1),
-        "parameters": count_parameters(run.module.backbone),
+        "parameters": count_parameters(run.module.backbone) + count_parameters(run.module.head),
         "identities": run.data.num_classes,
     }
 

@@ -1,4 +1,4 @@
-"""Histograms of the target angle and of the embeddings' length over training, and their medians for the log.
+"""Histograms of the target angle, the embeddings' length and what a head counts, over training; medians for the log.
 
 They are counted on the device; who reads them waits for it. All ranks count the same global batch.
 """
@@ -26,6 +26,8 @@ EDGES = {
 class Histograms:
     """What is counted of a run's rows: angle to the own class centre in degrees (before any margin), and length.
 
+    Kinds that a head counts by itself (`tally`) have as many bins as it says.
+
     Args:
         steps: of the whole run.
         packed: what `pack` gave when the run stopped; empty for a fresh start.
@@ -41,6 +43,9 @@ class Histograms:
             kind: torch.zeros(stretches + 1, len(edges) - 1, dtype=torch.int64) for kind, edges in EDGES.items()
         }
         for kind, rows in packed.items():
+            if kind not in EDGES:
+                self._counts[kind] = torch.tensor(rows, dtype=torch.int64)
+                continue
             for row, (first, *counts) in zip(self._counts[kind], rows, strict=True):
                 row[first : first + len(counts)] = torch.tensor(counts, dtype=torch.int64)
 
@@ -57,6 +62,20 @@ class Histograms:
         if "norm" in rows:
             self._count("norm", rows["norm"].double(), step)
 
+    @torch.no_grad()
+    def tally(self, found: Mapping[str, Tensor], step: int) -> None:
+        """Adds what a head has counted of a batch, or of a part of it.
+
+        Args:
+            found: by kind (K,) int64, how many images fell where; the same K at every call.
+            step: number of the training step, counted from 0.
+        """
+        for kind, numbers in found.items():
+            if kind not in self._counts:
+                self._counts[kind] = torch.zeros(len(self.bounds), len(numbers), dtype=torch.int64)
+            counts = self._counts[kind] = self._counts[kind].to(numbers.device)
+            counts[step * (len(counts) - 1) // self._steps] += numbers
+
     def _count(self, kind: str, values: Tensor, step: int) -> None:
         edges, counts = (of[kind].to(values.device) for of in (self._edges, self._counts))
         self._edges[kind], self._counts[kind] = edges, counts
@@ -68,7 +87,8 @@ class Histograms:
     def take_medians(self) -> dict[str, float]:
         """Medians since the last call by kind, as exact as the bins, of what was counted at all."""
         medians = {}
-        for kind, counts in self._counts.items():
+        for kind in EDGES:
+            counts = self._counts[kind]
             window = counts[-1:].cpu().numpy()
             if window.any():
                 medians[kind] = float(quantiles(window, EDGES[kind], [0.5])[0, 0])
@@ -80,9 +100,15 @@ class Histograms:
         return step in self.bounds[1:]
 
     def pack(self) -> dict[str, list[list[int]]]:
-        """All counts, for a checkpoint's JSON: of each row the first bin not empty, and the counts from there."""
+        """All counts, for a checkpoint's JSON: of each row the first bin not empty, and the counts from there.
+
+        Of what a head counts, all of them: their number is not known before it has counted again.
+        """
         packed: dict[str, list[list[int]]] = {}
         for kind, counts in self._counts.items():
+            if kind not in EDGES:
+                packed[kind] = counts.tolist()
+                continue
             rows = packed[kind] = []
             for row in counts.cpu().numpy():
                 some = np.flatnonzero(row)
@@ -106,7 +132,9 @@ class Histograms:
         if not counts:
             return
         arrays: dict[str, Any] = {"images": batch_size * np.array(bounds), **counts}
-        arrays |= {f"{kind}_edges": EDGES[kind] for kind in counts}
+        arrays |= {
+            f"{kind}_edges": EDGES.get(kind, np.arange(of_kind.shape[1] + 1.0)) for kind, of_kind in counts.items()
+        }
         try:
             with atomic(path) as temporary:
                 np.savez_compressed(temporary, **arrays)

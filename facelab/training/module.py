@@ -16,6 +16,7 @@ from facelab.backbone.recomputing import recompute
 from facelab.data.augment import normalise
 from facelab.data.plan import step_seed, uniforms
 from facelab.data.torch_loader import Batch
+from facelab.head.base import LearningHead
 from facelab.loss.base import Loss, LossOutput, NotFinite
 from facelab.loss.classifier import ClassCentres
 from facelab.loss.collective import rank_and_world
@@ -191,15 +192,22 @@ class FaceModule(pl.LightningModule):
     def _loss(self, images: Tensor, clean: Tensor, labels: Tensor, indices: Tensor, step: int) -> LossOutput:
         maps = nullcontext() if self.lesson is None else self.lesson.watch(self.backbone)
         with maps as seen:
-            embeddings = self(normalise(images))
+            features = self.backbone(normalise(images))
+        own = self.head.training_forward(features, step) if isinstance(self.head, LearningHead) else None
+        embeddings = self.head(features) if own is None else own.embeddings
         self.watch.rows(embeddings, indices)
         try:
             if seen is None or self.lesson is None:
-                return self.loss(embeddings, labels, step)
-            return self.lesson(embeddings, seen, clean, labels, step)
+                output = self.loss(embeddings, labels, step)
+            else:
+                output = self.lesson(embeddings, seen, clean, labels, step)
         except NotFinite:
             self.watch.refuse_now(step, self.rate)
             raise
+        if own is None:
+            return output
+        self.histograms.tally(own.counts, step)
+        return output._replace(loss=output.loss + own.loss, logs={**output.logs, **own.logs})
 
     def refuse_bad_numbers(self, tensors: bool) -> None:
         """Ends the run where a step was not finite; waits for the device. Called on all ranks.

@@ -96,7 +96,7 @@ def out_of_checkpoint(key: str, path: Path, meta: Mapping[str, Any], ema: bool |
     before = meta["config"]
     backbone = build_backbone(safe(key, completed(before["backbone"]), "backbone", path), load=False)
     set_input(backbone, Input(**meta["input"]))
-    head = instantiate(safe(key, before["head"], "head", path))
+    head = instantiate(safe(key, before["head"], "head", path), embedding_size=backbone.embedding_size)
     beside = checkpoint.has_average(path)
     averages = before["trainer"].get("ema") is not None
     option = key.removesuffix("checkpoint") + "ema"
