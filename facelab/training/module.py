@@ -190,11 +190,13 @@ class FaceModule(pl.LightningModule):
         return self.device.type == "cpu"
 
     def _loss(self, images: Tensor, clean: Tensor, labels: Tensor, indices: Tensor, step: int) -> LossOutput:
-        maps = nullcontext() if self.lesson is None else self.lesson.watch(self.backbone)
+        maps, own = nullcontext() if self.lesson is None else self.lesson.watch(self.backbone), None
         with maps as seen:
-            features = self.backbone(normalise(images))
-        own = self.head.training_forward(features, step) if isinstance(self.head, LearningHead) else None
-        embeddings = self.head(features) if own is None else own.embeddings
+            if isinstance(self.head, LearningHead):
+                own = self.head.training_forward(self.backbone(normalise(images)), step)
+                embeddings = own.embeddings
+            else:
+                embeddings = self(normalise(images))
         self.watch.rows(embeddings, indices)
         try:
             if seen is None or self.lesson is None:
