@@ -49,6 +49,7 @@ bench: $(READY) ## measure loader, training step and start-up; results go to ben
 	@$(RUN) benchmarks/loader.py $(ARGS)
 	@$(RUN) benchmarks/train_step.py
 	@$(RUN) benchmarks/train_step.py --backbones tiny --precisions bf16 --ours both prelu memory none --batch 128
+	@$(RUN) benchmarks/distillers.py
 	@$(RUN) benchmarks/startup.py
 
 margins: $(READY) ## draw what the margins of conf/loss do: docs/margins.png
