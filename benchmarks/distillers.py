@@ -57,11 +57,10 @@ class Student:
             config.backbone.attention = "cbam"
         torch.manual_seed(0)
         self.size: int = config.data.size
-        self.backbone = (
-            build_backbone(config.backbone, load=False).to(device, memory_format=torch.channels_last).train()
-        )
+        self.backbone: Any = build_backbone(config.backbone, load=False).to(device)
+        self.backbone.to(memory_format=torch.channels_last).train()
         other = build_backbone(config.backbone, load=False).to(device)
-        self.loss = build_loss(config.loss, self.backbone.embedding_size, CLASSES).to(device)
+        self.loss: Any = build_loss(config.loss, self.backbone.embedding_size, CLASSES).to(device)
         self.augment, self.recipe = instantiate(config.data.augment), instantiate(config.optimizer)
         self.teacher = Teacher(other, nn.Identity(), self.size, bf16=options.precision == "bf16")
         features, attention = shapes(self.backbone, self.size)
