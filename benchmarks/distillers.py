@@ -45,6 +45,11 @@ CLASSES = 1000
 KEY = ["machine", "torch", "backbone", "precision", "batch", "distill"]
 
 
+def network(node: Any, device: torch.device) -> Any:
+    """What a `backbone` node describes, with random values."""
+    return build_backbone(node, load=False).to(device)
+
+
 class Student:
     """A network in training, its teacher, and the ways in which a step can be taken."""
 
@@ -57,9 +62,8 @@ class Student:
             config.backbone.attention = "cbam"
         torch.manual_seed(0)
         self.size: int = config.data.size
-        self.backbone: Any = build_backbone(config.backbone, load=False).to(device)
-        self.backbone.to(memory_format=torch.channels_last).train()
-        other = build_backbone(config.backbone, load=False).to(device)
+        self.backbone = network(config.backbone, device).to(memory_format=torch.channels_last).train()
+        other = network(config.backbone, device)
         self.loss: Any = build_loss(config.loss, self.backbone.embedding_size, CLASSES).to(device)
         self.augment, self.recipe = instantiate(config.data.augment), instantiate(config.optimizer)
         self.teacher = Teacher(other, nn.Identity(), self.size, bf16=options.precision == "bf16")
