@@ -12,6 +12,8 @@ from facelab.benchmark.pairs import PairBenchmark
 from facelab.data.augment import normalise
 from facelab.data.torch_loader import EvalLoader
 
+NO_GROUPS = {"beta": 0.0, "gamma": 1.0}
+
 
 def first_folds(pairset, count):
     """The pairs of the first folds, and only the images that they use."""
@@ -35,7 +37,9 @@ def test_lfw_with_published_weights(real_data):
     network = MobileFaceNet(128, 112).eval()
     set_input(network, load_weights(network, real_data / "weights" / "mobilefacenet_y1.npz"))
     network.to(memory_format=torch.channels_last)
-    benchmark = PairBenchmark("lfw", lfw / "images", lfw / "pairs.txt", 10, True, [1e-2], "at_most", 112, 0, 0)
+    benchmark = PairBenchmark(
+        "lfw", lfw / "images", lfw / "pairs.txt", 10, True, [1e-2], "at_most", 112, 0, 0, NO_GROUPS
+    )
     faces = first_folds(benchmark.open(None), 2)
     assert len(faces.pairs) == 1200
     embeddings = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +42,7 @@ class LowResolutionBenchmark(PairBenchmark):
 
     Args:
         name: first part of the metric keys, before the resolution; see `PairBenchmark`, as for all that follows up to
-            ``seed``.
+            ``groups``.
         path: a `.bin`, or a folder of images; null: pairs of held-out training identities.
         pairs: the pairs.txt that belongs to a folder.
         folds: K.
@@ -52,6 +52,7 @@ class LowResolutionBenchmark(PairBenchmark):
         size: image size handed to the network, pixels.
         count: pairs to draw where path is null.
         seed: of that draw.
+        groups: of the group-aware similarity.
         resolutions: sizes in pixels, or words as ``1x``, ``2x``.
         sides: ``both``, ``one``, or both of these words.
         kernel: what shrinks: ``bicubic``, ``bilinear`` (both antialiased), ``area`` or ``nearest``.
@@ -73,12 +74,13 @@ class LowResolutionBenchmark(PairBenchmark):
         size: int,
         count: int,
         seed: int,
+        groups: Mapping[str, float],
         resolutions: Sequence[int | str],
         sides: Sequence[str],
         kernel: str,
         enlarge: str,
     ):
-        super().__init__(name, path, pairs, folds, mirror, far, far_rule, size, count, seed)
+        super().__init__(name, path, pairs, folds, mirror, far, far_rule, size, count, seed, groups)
         self.resolutions = _sizes(resolutions, size)
         self.sides = tuple(dict.fromkeys([sides] if isinstance(sides, str) else sides))
         if not self.sides or not {*self.sides} <= {BOTH, ONE}:
@@ -105,7 +107,7 @@ class LowResolutionBenchmark(PairBenchmark):
         shared = {key: getattr(base, key) for key in ("name", "pairs", "same", "fold", "size", "source", "digest")}
         return DegradedPairs(**shared, images=len(sizes) * len(base), load=load, base=base, sizes=sizes)
 
-    def evaluate(self, embeddings: np.ndarray, pairset: PairSet) -> PairResult:
+    def evaluate(self, embeddings: np.ndarray, pairset: PairSet, groups: np.ndarray | None = None) -> PairResult:
         """Scores the pairs at every resolution, one result each: the first has the others as its ``parts``.
 
         A pair set that `open` did not give (the one that chooses a run's best checkpoint) is scored as it is.
@@ -113,24 +115,28 @@ class LowResolutionBenchmark(PairBenchmark):
         Args:
             embeddings: (M, D), one row per image of ``pairset``, in its order; need not be normalised.
             pairset: what `open` gave.
+            groups: (M, G), see `PairBenchmark.evaluate`.
 
         Raises:
             ValueError: another number of rows, or rows that are zero or not finite.
         """
         if not isinstance(pairset, DegradedPairs):
-            return super().evaluate(embeddings, pairset)
+            return super().evaluate(embeddings, pairset, groups)
         asked = [(size, side) for size in self.resolutions for side in self.sides if size != self.size]
         if self.size in self.resolutions:
             asked.insert(0, (self.size, BOTH))
-        first, *rest = [self._at(size, side, embeddings, pairset) for size, side in asked]
+        first, *rest = [self._at(size, side, embeddings, pairset, groups) for size, side in asked]
         return replace(first, parts=tuple(rest))
 
-    def _at(self, size: int, side: str, embeddings: np.ndarray, pairset: DegradedPairs) -> PairResult:
+    def _at(
+        self, size: int, side: str, embeddings: np.ndarray, pairset: DegradedPairs, groups: np.ndarray | None
+    ) -> PairResult:
         base, count = pairset.base, len(pairset.base)
         low = pairset.sizes.index(size) * count
         offsets = [low if side == BOTH else pairset.sizes.index(self.size) * count, low]
         name = base.name if size == self.size else f"{base.name}_{size}px" + f"_{ONE}" * (side == ONE)
-        result = super().evaluate(embeddings, replace(base, name=name, images=len(pairset), pairs=base.pairs + offsets))
+        shifted = replace(base, name=name, images=len(pairset), pairs=base.pairs + offsets)
+        result = super().evaluate(embeddings, shifted, groups)
         if size == self.size:
             return result
         degraded = {"degraded": side, "degraded_size": size, "kernel": self.kernel, "enlarge": self.enlarge}

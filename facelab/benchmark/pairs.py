@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,8 @@ class PairBenchmark:
         size: image size handed to the network, pixels.
         count: pairs to draw where path is null.
         seed: of that draw.
+        groups: ``beta`` and ``gamma`` of the group-aware similarity, s = cosθ − β·D^γ, D the distance between what the
+            network thinks of the two images' groups (GroupFace, CVPR 2020, section 3.5); with β = 0 it is the cosine.
 
     Raises:
         ValueError: a setting out of range.
@@ -57,6 +59,7 @@ class PairBenchmark:
         size: int,
         count: int,
         seed: int,
+        groups: Mapping[str, float],
     ):
         if folds < 2:
             raise ValueError(
@@ -71,6 +74,12 @@ class PairBenchmark:
         check_far_rule(far_rule)
         for target in far:
             allowed_false_accepts(target, 1)
+        self.beta, self.gamma = (float(groups[key]) for key in ("beta", "gamma"))
+        if not (0 <= self.beta <= 10 and 0 < self.gamma <= 10):
+            raise ValueError(
+                f"benchmark.groups has beta {self.beta} and gamma {self.gamma}: give beta from 0 (the cosine alone) to "
+                "10, gamma above 0 and to 10"
+            )
         self.path = None if path is None else Path(path).expanduser()
         self.pairs = None if pairs is None else Path(pairs).expanduser()
         self.folds, self.mirror, self.far, self.far_rule = folds, bool(mirror), tuple(map(float, far)), far_rule
@@ -122,7 +131,12 @@ class PairBenchmark:
             raise FileNotFoundError(f"{pairs_file}: no such list of pairs; set benchmark.pairs to the set's pairs.txt")
         return read_folder(self.path, pairs_file, self.name, self.folds, self.size)
 
-    def evaluate(self, embeddings: np.ndarray, pairset: PairSet) -> PairResult:
+    @property
+    def compares_groups(self) -> bool:
+        """Whether `evaluate` needs to be told of the images' groups."""
+        return self.beta > 0
+
+    def evaluate(self, embeddings: np.ndarray, pairset: PairSet, groups: np.ndarray | None = None) -> PairResult:
         """Scores the pairs and measures.
 
         Metrics: ``<name>/accuracy``, ``<name>/accuracy_std``, ``<name>/tar@far=1e-3`` (one per target), ``<name>/eer``,
@@ -132,12 +146,20 @@ class PairBenchmark:
         Args:
             embeddings: (M, D), one row per image of ``pairset``, in its order; need not be normalised.
             pairset: what `open` gave.
+            groups: (M, G), what the network's head has of each image's group; needed where β is not 0. Only directions
+                count, as of the embeddings.
 
         Raises:
-            ValueError: another number of rows, or rows that are zero or not finite.
+            ValueError: another number of rows, or rows that are zero or not finite; groups are to be compared, and
+                there are none.
         """
         name, same = pairset.name, pairset.same
         distance = squared_distances(embeddings, pairset)
+        if self.compares_groups:
+            if groups is None:
+                raise ValueError(f"benchmark.groups.beta is {self.beta:g}, and this network has no groups: set it to 0")
+            # ‖a − b‖² = 2 − 2·cosθ: what lessens the similarity by β·D^γ adds 2·β·D^γ here.
+            distance += 2 * self.beta * np.sqrt(squared_distances(groups, pairset)) ** self.gamma
         accuracy, _ = fold_accuracy(distance, same, pairset.fold)
         genuine, impostor = -distance[same], -distance[~same]
         metrics = {f"{name}/accuracy": float(np.mean(accuracy)), f"{name}/accuracy_std": float(np.std(accuracy))}
@@ -152,7 +174,9 @@ class PairBenchmark:
         return PairResult(name, metrics, -distance, same, pairset.fold, stamp, det(genuine, impostor), notes)
 
     def _stamp(self, pairset: PairSet) -> dict[str, object]:
+        groups = {"groups": f"{self.beta:g}·D^{self.gamma:g} of unit vectors"} if self.compares_groups else {}
         return {
+            **groups,
             "protocol": "pairs-10fold",
             "mirror": self.mirror,
             "score": "minus squared L2 distance",

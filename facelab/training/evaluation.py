@@ -1,7 +1,7 @@
 """One evaluation: a checkpoint, or published weights, on a benchmark, and the record that it leaves."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from facelab.data.torch_loader import EvalLoader
 from facelab.report import run as report
 from facelab.training import fit
 from facelab.training.datamodule import divide, faces
-from facelab.training.groups import about_head
+from facelab.training.groups import WithGroups, about_head, with_groups
 from facelab.training.inspection import look_at_images
 from facelab.training.logging import Copy
 from facelab.training.module import embed
@@ -118,7 +118,9 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
         prefetch=config.loader.prefetch,
         pin=options.on_gpu,
     )
-    network = nn.Sequential(backbone.to(memory_format=torch.channels_last), head).eval()
+    network: nn.Module = nn.Sequential(backbone.to(memory_format=torch.channels_last), head).eval()
+    if getattr(benchmark, "compares_groups", False):
+        network = with_groups(backbone, head, "benchmark.groups.beta")
     return Evaluation(config, plain, options, network, backbone, head, benchmark, pairs, loader, about)
 
 
@@ -132,7 +134,10 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         began = time.perf_counter()
         embeddings = _embed(evaluation)
         seconds = time.perf_counter() - began
-        result = evaluation.benchmark.evaluate(embeddings, evaluation.pairs)
+        groups: list[np.ndarray] = []
+        if isinstance(evaluation.network, WithGroups):
+            embeddings, *groups = np.split(embeddings, [evaluation.backbone.embedding_size], axis=1)
+        result = evaluation.benchmark.evaluate(embeddings, evaluation.pairs, *groups)
         metrics = {
             **result.all_metrics(),
             "parameters": count_parameters(evaluation.network),
@@ -220,9 +225,18 @@ def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[st
         raise ValueError(
             f"data.size is {config.data.size}, but the checkpoint was trained on {data['size']} pixels: leave it out"
         )
-    for key, value in values.items():
+    for key, value in _leaves(values):
         if key not in typed:
             OmegaConf.update(config, key, value)
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values: of a node whose parts can be typed one by one, the parts."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{below}", one) for below, one in _leaves(value))
+        else:
+            yield key, value
 
 
 def _compare_typed(config: DictConfig, path: Path, before: Mapping[str, Any], stated: Input) -> None:

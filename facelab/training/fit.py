@@ -104,6 +104,11 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     augment, degrade = instantiate(config.data.augment), instantiate(config.data.degrade)
     degrade.check(source.size)
     benchmark = instantiate(config.benchmark)
+    if getattr(benchmark, "compares_groups", False):
+        raise ValueError(
+            f"benchmark.groups.beta is {benchmark.beta:g}: group-aware similarity is measured of a checkpoint, by "
+            "python -m facelab.evaluate checkpoint=… benchmark.groups.beta=0.1; leave it at 0 here"
+        )
     recipe = instantiate(config.optimizer)
     data = FaceData(
         source,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from facelab.backbone.complexity import count_parameters
 from facelab.data.augment import normalise
@@ -22,6 +22,45 @@ def about_head(head: nn.Module) -> dict[str, str]:
     count = count_parameters(head)
     groups = f", {head.groups} groups, {head.ensemble} ensemble" if isinstance(head, GroupFace) else ""
     return {"head": f"{type(head).__name__}{groups}, {count:,} parameters"} if count else {}
+
+
+class WithGroups(nn.Module):
+    """A network that tells of groups as well: (B,3,H,W) → (B,D+D), the embedding and v̂, what its groups are read from.
+
+    Where a mirrored image's result is added, v̂ is that of both, as the embedding is.
+
+    Args:
+        backbone: (B,3,H,W) → (B,D).
+        head: GroupFace.
+    """
+
+    def __init__(self, backbone: nn.Module, head: GroupFace):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) in [−1,1] → (B,D+D) float32."""
+        features = self.backbone(images)
+        return torch.cat([self.head(features).float(), self.head.decide(features).hidden.float()], dim=1)
+
+
+def with_groups(backbone: nn.Module, head: nn.Module, option: str) -> WithGroups:
+    """The same network, telling of groups.
+
+    Args:
+        backbone: (B,3,H,W) → (B,D).
+        head: what stands on it.
+        option: what asks for it, for the message.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not isinstance(head, GroupFace):
+        raise ValueError(
+            f"{option} asks for the distance between groups, and this network has none: leave it at 0, or give a "
+            "checkpoint that was trained with head=groupface"
+        )
+    return WithGroups(backbone, head).eval()
 
 
 class GroupSheet(pl.Callback):

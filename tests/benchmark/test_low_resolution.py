@@ -17,7 +17,7 @@ from facelab.resampling import down_and_up, resample_image
 SIDE, M = 32, 9
 PLAIN = {
     "name": "set", "path": None, "pairs": None, "folds": 2, "mirror": True, "far": [0.1], "far_rule": "at_most",
-    "size": SIDE, "count": 10, "seed": 0,
+    "size": SIDE, "count": 10, "seed": 0, "groups": {"beta": 0.0, "gamma": 0.5},
 }  # fmt: skip
 LOW = {**PLAIN, "resolutions": ["1x", "4x", 12], "sides": ["both"], "kernel": "bicubic", "enlarge": "bicubic"}
 
@@ -152,3 +152,15 @@ def test_settings_out_of_range_are_refused(changes, line):
 def test_a_resolution_that_is_named_twice_counts_once():
     assert benchmark(resolutions=["4x", 8, "1x", 32]).resolutions == (8, 32)
     assert benchmark(resolutions="4x", sides="one").resolutions == (8,)
+
+
+def test_groups_are_compared_at_every_resolution(base):
+    made = benchmark(groups={"beta": 0.2, "gamma": 0.5})
+    opened = made.open(base)
+    rng = np.random.default_rng(1)
+    vectors, groups = rng.normal(size=(2, len(opened), 4))
+    result, plain = made.evaluate(vectors, opened, groups), benchmark().evaluate(vectors, opened)
+    for with_groups, without in zip((result, *result.parts), (plain, *plain.parts), strict=True):
+        other = without.scores < 0  # an image is paired with itself somewhere
+        assert other.sum() > 30
+        assert bool((with_groups.scores[other] < without.scores[other]).all())

@@ -12,7 +12,7 @@ from facelab.benchmark.pairs import PairBenchmark, short, squared_distances
 
 SETTINGS = {
     "name": None, "path": None, "pairs": None, "folds": 10, "mirror": True, "far": [1e-3, 1e-4], "far_rule": "at_most",
-    "size": 112, "count": 100, "seed": 0,
+    "size": 112, "count": 100, "seed": 0, "groups": {"beta": 0.0, "gamma": 1 / 3},
 }  # fmt: skip
 GOLDEN = Path(__file__).parents[1] / "golden" / "protocols_pairs.npz"
 
@@ -191,3 +191,30 @@ def test_open_without_what_it_needs(tmp_path):
 )
 def test_rates_are_written_as_in_papers(far, text):
     assert short(far) == text
+
+
+def test_group_aware_similarity():
+    """GroupFace: S* = cos(v̄_i, v̄_j) − β·D(v̂_i, v̂_j)^γ; a score is 2·S* − 2, as without groups."""
+    rng = np.random.default_rng(0)
+    vectors, groups = rng.normal(size=(2, 40, 8))
+    made = pair_set(20, np.arange(20) % 2)
+    result = benchmark(groups={"beta": 0.1, "gamma": 1 / 3}).evaluate(vectors, made, groups)
+    for (i, j), score in zip(made.pairs, result.scores, strict=True):
+        cosine = vectors[i] @ vectors[j] / math.sqrt(vectors[i] @ vectors[i] * (vectors[j] @ vectors[j]))
+        apart = groups[i] / math.dist(groups[i], [0] * 8) - groups[j] / math.dist(groups[j], [0] * 8)
+        similarity = cosine - 0.1 * math.sqrt(apart @ apart) ** (1 / 3)
+        assert score == pytest.approx(2 * similarity - 2, abs=1e-12)
+    plain = benchmark().evaluate(vectors, made)
+    assert "groups" not in plain.stamp
+    assert result.stamp["groups"] == "0.1·D^0.333333 of unit vectors"
+    alike = benchmark(groups={"beta": 0.1, "gamma": 1 / 3}).evaluate(vectors, made, np.ones((40, 8)))
+    np.testing.assert_array_equal(alike.scores, plain.scores)  # one group for all changes nothing
+
+
+def test_groups_that_cannot_be_compared():
+    made = pair_set(20, np.arange(20) % 2)
+    with pytest.raises(ValueError, match=r"groups\.beta is 0\.1, and this network has no groups"):
+        benchmark(groups={"beta": 0.1, "gamma": 1 / 3}).evaluate(np.eye(40), made)
+    for groups in ({"beta": -0.1, "gamma": 1 / 3}, {"beta": 0.1, "gamma": 0.0}, {"beta": math.nan, "gamma": 1.0}):
+        with pytest.raises(ValueError, match=r"benchmark\.groups has beta"):
+            benchmark(groups=groups)

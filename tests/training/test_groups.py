@@ -11,6 +11,7 @@ from killing import compose
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
+from facelab.benchmark.scores import load_scores
 from facelab.door import configuration_folder
 from facelab.report.groups import draw_groups
 from facelab.report.panels import effective
@@ -93,6 +94,30 @@ def test_the_window_holds_the_latest_batches(runs):
     held = tensors(runs[0] / "alone" / "checkpoints" / "last.ckpt")
     assert held["model.head.window_images"].tolist() == [16] * 3
     np.testing.assert_allclose(held["model.head.window_sums"].sum(axis=1), 16, rtol=1e-5)
+
+
+def test_group_aware_similarity_of_a_checkpoint(runs, tmp_path):
+    """With β as small as can be the scores are those of the cosine; with β = 0.1 they are lower, each by its own."""
+    given = f"checkpoint={runs[0]}/alone/checkpoints/best.ckpt"
+    for name, beta in (("plain", 0.0), ("tiny", 1e-12), ("paper", 0.1)):
+        evaluated(tmp_path / name, given, f"benchmark.groups.beta={beta}")
+    plain, small, paper = (
+        load_scores(tmp_path / name / "scores" / "heldout.npz") for name in ("plain", "tiny", "paper")
+    )
+    np.testing.assert_allclose(small.scores, plain.scores, rtol=0, atol=1e-10)
+    lower = plain.scores - paper.scores
+    assert 0 < lower.min() < lower.max() <= 2 * 0.1 * 2 ** (1 / 3)
+    assert "groups" in paper.stamp
+    assert "groups" not in plain.stamp
+
+
+def test_groups_are_compared_where_there_are_some_and_by_evaluate(tmp_path):
+    with pytest.raises(ValueError, match=r"benchmark\.groups\.beta is 0\.1: .* of a checkpoint, by"):
+        run(tmp_path / "run", "benchmark.groups.beta=0.1")
+    config, plain = compose("trainer.max_steps=1")
+    fit.train(config, plain, tmp_path / "none", one_process=False)
+    with pytest.raises(ValueError, match=r"benchmark\.groups\.beta asks for .* head=groupface"):
+        evaluated(tmp_path / "e", f"checkpoint={tmp_path}/none/checkpoints/best.ckpt", "benchmark.groups.beta=0.1")
 
 
 def test_the_record_tells_of_the_groups(runs):
