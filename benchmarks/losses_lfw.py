@@ -103,8 +103,13 @@ def trials(loss: str) -> list[tuple[str, ...]]:
     return points
 
 
-def train_once(overrides: list[str], run: Path) -> dict[str, float] | None:
+def train_once(overrides: list[str], run: Path, keep: bool = False) -> dict[str, float] | None:
     """What `python -m facelab.train` does, in a process that has done it before: torch is there, and compiled code.
+
+    Args:
+        overrides: as typed.
+        run: the run directory.
+        keep: whether it stays.
 
     Returns:
         The run's numbers; None where it diverged.
@@ -122,7 +127,8 @@ def train_once(overrides: list[str], run: Path) -> dict[str, float] | None:
             raise
         return None
     finally:
-        shutil.rmtree(run, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(run, ignore_errors=True)
 
 
 class Study:
