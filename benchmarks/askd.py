@@ -1,8 +1,8 @@
 """A-SKD on real faces: does a student of few pixels gain by looking where its teacher looks?
 
-From random weights on CelebA, each over three seeds, with everything else alike: a teacher that sees 112 pixels, measured
-on LFW View 2 at 112, 56, 28 and 14; and at 56, 28 and 14 pixels a plain student and A-SKD's student, whose teacher is
-that of the same seed. The network is a narrow IResNet with CBAM, for a CPU; rate, scale and margin are those
+From random weights on CelebA, each over three seeds, with everything else alike: a teacher that sees 112 pixels, and is
+measured on LFW View 2 at 112, 56, 28 and 14; and at 56, 28 and 14 pixels a plain student and A-SKD's student, whose
+teacher is that of the same seed. The network is a narrow IResNet with CBAM, for a CPU; rate, scale and margin are those
 that benchmarks/losses_lfw.py chose for ArcFace on View 1. Nothing is chosen on View 2.
 
 Writes every training to results/askd_trainings.csv as soon as it ends, and goes on from there when started again; and
