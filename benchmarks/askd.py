@@ -50,7 +50,7 @@ FIXED = (
     "benchmark=pairs_lowres",
     "benchmark.name=lfw",
 )
-KEY = ["who", "pixels", "seed", "widths", "epochs", "machine", "torch"]
+KEY = ["who", "pixels", "seed", "widths", "epochs"]
 
 
 class Comparison:
@@ -64,9 +64,8 @@ class Comparison:
         self.shared = {
             "widths": "-".join(map(str, options.widths)),
             "epochs": f"{options.epochs:g}",
-            "machine": machine(),
-            "torch": torch.__version__,
         }
+        self.versions = {"machine": machine(), "torch": torch.__version__}
 
     def of_seed(self, seed: int) -> None:
         """The teacher of a seed, then its students."""
@@ -102,6 +101,7 @@ class Comparison:
             {
                 "date": today(),
                 **wanted,
+                **self.versions,
                 "pixels": str(size),
                 "accuracy": f"{100 * found['lfw/accuracy' if size == SIZE else f'lfw_{size}px/accuracy']:.2f}",
                 "images": str(found["images"]),
@@ -171,7 +171,7 @@ def main() -> None:
         list(pool.map(comparison.of_seed, SEEDS))
     rows = table(comparison.shared)
     if rows:
-        print(f"recorded in {record('askd', ['who', 'pixels', 'widths', 'epochs', 'machine', 'torch'], rows)}")
+        print(f"recorded in {record('askd', ['who', 'pixels', 'widths', 'epochs'], rows)}")
     for row in rows:
         gain = f"  {row['gain']} ± {row['std_of_gain']} over the plain student" if row["gain"] else ""
         print(f"{row['who']:14}{row['pixels']:>4} px  {row['lfw_accuracy']} ± {row['std_over_seeds']} %{gain}")
