@@ -21,7 +21,7 @@ def run(config: Any) -> float | None:
     basic_sweep = hydra.mode == RunMode.MULTIRUN and "submitit" not in str(hydra.launcher.get("_target_"))
     choices = {str(key): value for key, value in plain.items()}
     metrics = train(config, choices, Path(hydra.runtime.output_dir), one_process=basic_sweep)
-    return metrics.get("val/accuracy")
+    return metrics.get("val/accuracy", metrics.get("val/top1"))
 
 
 def main() -> None:

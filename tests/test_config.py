@@ -44,8 +44,11 @@ def placeholders(tmp_path_factory):
     for name in ("a", "b"):
         (root / "folder" / name).mkdir(parents=True)
         (root / "folder" / name / "1.png").write_bytes(image)
+        for part in ("train", "val"):
+            (root / "things" / part / name).mkdir(parents=True)
+            (root / "things" / part / name / "1.png").write_bytes(image)
     write_records(root / "recordio", image)
-    folder, records = {"data.root": root / "folder"}, {"data.root": root / "recordio"}
+    folder, records, things = ({"data.root": root / name} for name in ("folder", "recordio", "things"))
     named = {
         ("data", path.stem): records for path in (CONF / "data").glob("*.yaml") if "open_faces" in path.read_text()
     }
@@ -56,6 +59,7 @@ def placeholders(tmp_path_factory):
         **named,
         ("data", "folder"): folder,
         ("data", "recordio"): records,
+        ("data", "imagefolder_classification"): things,
         **{("experiment", name): given for name, given in experiments.items()},
         ("sweeps", "askd"): student,
     }

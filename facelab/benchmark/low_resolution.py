@@ -81,7 +81,7 @@ class LowResolutionBenchmark(PairBenchmark):
         enlarge: str,
     ):
         super().__init__(name, path, pairs, folds, mirror, far, far_rule, size, count, seed, groups)
-        self.resolutions = _sizes(resolutions, size)
+        self.resolutions = pixel_sizes(resolutions, size)
         self.sides = tuple(dict.fromkeys([sides] if isinstance(sides, str) else sides))
         if not self.sides or not {*self.sides} <= {BOTH, ONE}:
             raise ValueError(f"benchmark.sides is {list(self.sides)}: give [{BOTH}], [{ONE}] or [{BOTH},{ONE}]")
@@ -143,7 +143,7 @@ class LowResolutionBenchmark(PairBenchmark):
         return replace(result, stamp={**result.stamp, **degraded})
 
 
-def _sizes(resolutions: Sequence[int | str], size: int) -> tuple[int, ...]:
+def pixel_sizes(resolutions: Sequence[int | str], size: int) -> tuple[int, ...]:
     """The sizes in pixels, each once."""
     given = [resolutions] if isinstance(resolutions, (int, str)) else list(resolutions)
     if not given:

@@ -58,6 +58,11 @@ class PairSet:
         return self.images
 
     @property
+    def about(self) -> str:
+        """In words, for a summary."""
+        return f"{len(self.pairs):,} pairs of {len(self):,} images"
+
+    @property
     def folds(self) -> int:
         """K, the number of folds."""
         return int(self.fold.max()) + 1

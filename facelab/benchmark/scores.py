@@ -1,11 +1,11 @@
-"""A score carries its protocol: what a verification benchmark returns, and its file (.npz, atomic, no pickle)."""
+"""A score carries its protocol: what a benchmark returns, and its file (.npz, atomic, no pickle)."""
 
 from __future__ import annotations
 
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,60 @@ from facelab.atomic import atomic
 from facelab.benchmark.operating_points import Det
 
 
-@dataclass(frozen=True)
-class PairResult:
-    """The outcome of a pair benchmark.
+class Result:
+    """What every benchmark returns; each kind adds the arrays that its numbers were counted from.
 
     Attributes:
         name: the benchmark's name, the first part of the metric keys.
         metrics: flat numbers, ``{"lfw/accuracy": 0.9917, "lfw/tar@far=1e-3": …}``.
+        stamp: the protocol, JSON-able; two results are compared only where the stamps agree (`compare_stamps`).
+        notes: what has to be said beside a number, by the same key (``"zero false accepts, N=3,000"``).
+        parts: further results of the same benchmark, each with a name, a stamp and a score file of its own.
+    """
+
+    name: Any
+    metrics: Any
+    stamp: Any
+    notes: Any
+    parts: Any
+
+    def all_metrics(self) -> dict[str, float]:
+        """The numbers of the result and of its parts."""
+        return {key: value for one in (self, *self.parts) for key, value in one.metrics.items()}
+
+    def all_notes(self) -> dict[str, str]:
+        """The notes of the result and of its parts."""
+        return {key: note for one in (self, *self.parts) for key, note in one.notes.items()}
+
+    @property
+    def headline(self) -> float:
+        """The number that is looked at first, a share."""
+        raise NotImplementedError
+
+    @property
+    def choosing(self) -> float:
+        """The number by which the best checkpoint is chosen, higher is better: the headline, and an order of equals."""
+        raise NotImplementedError
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the score file holds beside name, stamp, metrics and notes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PairResult(Result):
+    """The outcome of a pair benchmark.
+
+    Attributes:
+        name: see `Result`, as for metrics, stamp, notes and parts.
+        metrics: flat numbers.
         scores: (N,) float64, higher is more alike: minus the squared L2 distance.
         same: (N,) bool, genuine or impostor.
         fold: (N,) int64.
-        stamp: the protocol, JSON-able; two results are compared only where the stamps agree (`compare_stamps`).
+        stamp: the protocol.
         det: the DET curve.
-        notes: what has to be said beside a number, by the same key (``"zero false accepts, N=3,000"``).
-        parts: further results of the same benchmark, each with a name, a stamp and a score file of its own.
+        notes: beside a number.
+        parts: further results.
     """
 
     name: str
@@ -42,33 +82,42 @@ class PairResult:
     notes: dict[str, str] = field(default_factory=dict)
     parts: tuple[PairResult, ...] = ()
 
-    def all_metrics(self) -> dict[str, float]:
-        """The numbers of the result and of its parts."""
-        return {key: value for one in (self, *self.parts) for key, value in one.metrics.items()}
+    @property
+    def headline(self) -> float:
+        """The accuracy."""
+        return self.metrics[f"{self.name}/accuracy"]
 
-    def all_notes(self) -> dict[str, str]:
-        """The notes of the result and of its parts."""
-        return {key: note for one in (self, *self.parts) for key, note in one.notes.items()}
+    @property
+    def choosing(self) -> float:
+        """The accuracy; on a few thousand pairs it comes in steps, and the area orders what falls on the same step."""
+        return self.headline + 1e-6 * self.metrics[f"{self.name}/auc"]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Scores, kinds and folds of the pairs, and the DET curve."""
+        return {
+            "scores": np.asarray(self.scores),
+            "same": np.asarray(self.same, dtype=bool),
+            "fold": np.asarray(self.fold),
+            **{f"det_{key}": values for key, values in self.det._asdict().items()},
+        }
 
 
-def save_all(folder: Path, result: PairResult) -> list[Path]:
+def save_all(folder: Path, result: Result) -> list[Path]:
     """Writes a result and its parts to ``<folder>/<name>.npz`` each."""
     return [save_scores(folder / f"{one.name}.npz", one) for one in (result, *result.parts)]
 
 
-def save_scores(path: str | os.PathLike[str], result: PairResult) -> Path:
+def save_scores(path: str | os.PathLike[str], result: Result) -> Path:
     """Writes a result without its parts to ``path`` (.npz), whole or not at all.
 
-    Arrays: ``scores``, ``same``, ``fold``, ``det_threshold``, ``det_fmr``, ``det_fnmr``; ``name`` and, as JSON text,
-    ``stamp``, ``metrics``, ``notes``.
+    Arrays: of pairs ``scores``, ``same``, ``fold``, ``det_threshold``, ``det_fmr``, ``det_fnmr``, of a classification
+    ``labels``, ``predictions``, ``similarities``, ``classes``; ``name`` and, as JSON text, ``stamp``, ``metrics``,
+    ``notes``.
     """
     path = Path(path)
     arrays: dict[str, Any] = {
         "name": np.array(result.name),
-        "scores": np.asarray(result.scores),
-        "same": np.asarray(result.same, dtype=bool),
-        "fold": np.asarray(result.fold),
-        **{f"det_{key}": values for key, values in result.det._asdict().items()},
+        **result.arrays(),
         **{key: np.array(json.dumps(getattr(result, key), sort_keys=True)) for key in ("stamp", "metrics", "notes")},
     }
     with atomic(path) as temporary:
@@ -76,12 +125,12 @@ def save_scores(path: str | os.PathLike[str], result: PairResult) -> Path:
     return path
 
 
-def load_scores(path: str | os.PathLike[str]) -> PairResult:
-    """Reads what `save_scores` wrote; nothing in the file is executed.
+def read_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Any]:
+    """Some arrays of a score file, and its ``name``, ``stamp``, ``metrics`` and ``notes``; nothing in it is executed.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a score file, or a damaged one.
+        ValueError: not a score file, one of another kind, or a damaged one.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,16 +138,21 @@ def load_scores(path: str | os.PathLike[str]) -> PairResult:
     try:
         with np.load(path, allow_pickle=False) as file:
             texts = {key: json.loads(str(file[key])) for key in ("stamp", "metrics", "notes")}
-            return PairResult(
-                name=str(file["name"]),
-                scores=file["scores"],
-                same=file["same"],
-                fold=file["fold"],
-                det=Det(*(file[f"det_{key}"] for key in Det._fields)),
-                **texts,
-            )
+            return {"name": str(file["name"]), **{name: file[name] for name in names}, **texts}
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a facelab score file ({error}); evaluate the benchmark again") from error
+
+
+def load_scores(path: str | os.PathLike[str]) -> PairResult:
+    """Reads what `save_scores` wrote of pairs.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a score file of pairs, or a damaged one.
+    """
+    curve = [f"det_{key}" for key in Det._fields]
+    found = read_arrays(path, ["scores", "same", "fold", *curve])
+    return PairResult(det=Det(*(found.pop(key) for key in curve)), **found)
 
 
 def compare_stamps(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

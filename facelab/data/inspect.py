@@ -135,8 +135,8 @@ def inspect(
 ) -> Inspection:
     """Looks at the images of a source, and decides about each that is not an 8-bit RGB JPEG.
 
-    Unreadable is what a loader would refuse: damaged or cut short, no image at all, not square, or not of the source's
-    size where the source does not resize.
+    Unreadable is what a loader would refuse: damaged or cut short, no image at all, not square where the source does
+    not crop (`crops`), or not of its size where it does not resize.
 
     Args:
         source: a data set with `encoded(index)` and `name(index)`; any other has only images of its own making.
@@ -191,7 +191,7 @@ def _examine(source: Any, indices: Iterable[int]) -> list[tuple[int, str, str]]:
 
 def _misshapen(shape: tuple[int, int], source: Any) -> str:
     height, width = shape
-    if height != width:
+    if height != width and not getattr(source, "crops", False):
         return f"is {height}×{width} pixels, not square: align the faces first (python -m facelab.prepare)"
     if height != source.size and not source.resizes:
         return f"is {height}×{width} pixels, not {source.size}×{source.size}"

@@ -79,16 +79,18 @@ def gradient(axes: Axes, record: Record) -> None:
 
 
 def accuracy(axes: Axes, record: Record) -> None:
-    """Accuracy over images seen: of naming the training images' identities, of verifying held-out pairs."""
+    """Accuracy over images seen: of naming the training images' identities, of verifying or naming what is held out."""
     axes.set_title("Accuracy")
-    trained, held = record.curve("train/accuracy"), record.curve("val/accuracy")
+    trained, held, what = record.curve("train/accuracy"), record.curve("val/accuracy"), "pairs verified"
+    if not len(held[1]):
+        held, what = record.curve("val/top1"), "images named"
     if not len(trained[1]) and not len(held[1]):
         return style.empty(axes, "no accuracy recorded yet")
     if len(trained[1]):
         _line(axes, trained[0], 100 * trained[1], BLUE, "training: identities named", smooth=True)
     if len(held[1]):
         axes.plot(
-            held[0], 100 * held[1], color=VERMILLION, marker="o", markersize=3.5, label="val: held-out pairs verified",
+            held[0], 100 * held[1], color=VERMILLION, marker="o", markersize=3.5, label=f"val: held-out {what}",
             clip_on=False, zorder=3,
         )  # fmt: skip
         best = int(np.argmax(held[1]))

@@ -42,6 +42,27 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Named:
+    """One classification's score file.
+
+    Attributes:
+        name: of the benchmark.
+        truth: (M,) class of each image.
+        predictions: (M,k) classes, the most similar first.
+        classes: the names of all C classes.
+        metrics: by full key, ``heldout/top1``.
+        notes: by the same keys.
+    """
+
+    name: str
+    truth: np.ndarray
+    predictions: np.ndarray
+    classes: list[str]
+    metrics: dict[str, float]
+    notes: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Record:
     """What a run left behind.
 
@@ -49,7 +70,8 @@ class Record:
         path: the run directory.
         history: column of metrics.csv → (rows,) float64, NaN where the cell is empty.
         metrics: metrics.json; empty while the run is unfinished.
-        scores: the score files, that of the reported benchmark first.
+        scores: the score files of pairs, that of the reported benchmark first.
+        named: those of classifications, the same.
         config: config.yaml, or empty.
         spreads: of histograms.npz, by kind: angle (degrees), norm, group (of a GroupFace head, by number); those that
             were counted.
@@ -59,6 +81,7 @@ class Record:
     history: dict[str, np.ndarray]
     metrics: dict[str, Any]
     scores: list[Scores]
+    named: list[Named]
     config: dict[str, Any]
     spreads: dict[str, Spread]
 
@@ -84,14 +107,16 @@ def read_record(path: Path) -> Record:
             f"{path}: not a run directory, there is neither metrics.csv nor metrics.json nor scores/"
         )
     metrics = _parsed(path / "metrics.json", json.loads)
-    scores = [_read_scores(file) for file in files]
-    # Benchmarks that were evaluated later lie beside the one that the run itself reports.
-    scores.sort(key=lambda one: f"{one.name}/accuracy" not in metrics)
+    found = [_read_scores(file) for file in files]
+    # Benchmarks that were evaluated later lie beside what the run itself reports, and that stands in metrics in order.
+    order = list(metrics)
+    found.sort(key=lambda one: min((order.index(key) for key in one.metrics if key in metrics), default=len(order)))
     return Record(
         path,
         _read_history(path / "metrics.csv"),
         metrics,
-        scores,
+        [one for one in found if isinstance(one, Scores)],
+        [one for one in found if isinstance(one, Named)],
         _parsed(path / "config.yaml", yaml.safe_load),
         _read_spreads(path / "histograms.npz"),
     )
@@ -133,10 +158,13 @@ def _read_spreads(path: Path) -> dict[str, Spread]:
         raise ValueError(f"{path}: no file of histograms ({error}); delete it to draw without") from error
 
 
-def _read_scores(path: Path) -> Scores:
+def _read_scores(path: Path) -> Scores | Named:
     try:
         with np.load(path, allow_pickle=False) as file:
             stamp, metrics, notes = (json.loads(str(file[key])) for key in ("stamp", "metrics", "notes"))
+            if "predictions" in file:
+                classes = file["classes"].tolist()
+                return Named(str(file["name"]), file["labels"], file["predictions"], classes, metrics, notes)
             values, same = file["scores"].astype(np.float64), file["same"].astype(bool)
             curve = file["det_fmr"], file["det_fnmr"]
             name = str(file["name"])

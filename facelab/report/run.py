@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from facelab.atomic import atomic
-from facelab.report import panels, style
-from facelab.report.record import Record, read_record
+from facelab.report import named_panels, panels, style
+from facelab.report.record import Named, Record, read_record
 
 WIDTH, HEIGHT, DPI = 13.2, 8.4, 150  # inches and dots per inch: 1,980 × 1,260 pixels of two rows
 PANEL, PITCH = 2.47, 3.45  # inches: height of a panel, from a row to the next
@@ -24,6 +24,7 @@ GRID = (
     (panels.loss, panels.accuracy, panels.histogram),
     (panels.rate, panels.gradient, panels.det),
 )
+NAMED = (named_panels.classes, named_panels.top)  # in place of histogram and DET, where classes were named
 SPREADS = (panels.angle, panels.norm)  # a third row, of runs that have counted; with groups they stand there too
 EVALUATED = ((panels.histogram, panels.det),)  # an evaluation has no history
 
@@ -70,10 +71,11 @@ def draw(run: Path) -> Path:
 def _rows(record: Record) -> tuple[tuple[Callable[[Axes, Record], None], ...], ...]:
     """The panels that a run has something to show in, or to say: row by row."""
     if "checkpoint" in record.config:
-        return EVALUATED
+        return (NAMED,) if record.named else EVALUATED
+    grid = tuple((*row[:-1], last) for row, last in zip(GRID, NAMED, strict=True)) if record.named else GRID
     if not record.spreads:
-        return GRID
-    return (*GRID, (*SPREADS, panels.groups) if "group" in record.spreads else SPREADS)
+        return grid
+    return (*grid, (*SPREADS, panels.groups) if "group" in record.spreads else SPREADS)
 
 
 def _from_top(place: float, height: float) -> float:
@@ -148,8 +150,11 @@ def key_numbers(record: Record) -> list[tuple[str, str, str]]:
             numbers.append((f"TAR at FAR {key.split('=')[1]}", style.percent(measured[key]), note))
         if f"{name}/eer" in measured:
             numbers.append(("EER", style.percent(measured[f"{name}/eer"]), ""))
-    if "val/accuracy" in metrics:
-        numbers.append(("val accuracy", style.percent(metrics["val/accuracy"]), "held out; chose the checkpoint"))
+    if record.named:
+        numbers += _named_numbers(record.named[0])
+    for key, label in (("val/accuracy", "val accuracy"), ("val/top1", "val top-1")):
+        if key in metrics:
+            numbers.append((label, style.percent(metrics[key]), "held out; chose the checkpoint"))
     seen = "images embedded" if "checkpoint" in record.config else "images seen"
     for key, label in (("parameters", "parameters"), ("images", seen)):
         if key in metrics:
@@ -157,6 +162,15 @@ def key_numbers(record: Record) -> list[tuple[str, str, str]]:
     if "images_per_s" in metrics:
         numbers.append(("images / s", f"{metrics['images_per_s']:,.0f}", ""))
     return numbers
+
+
+def _named_numbers(named: Named) -> list[tuple[str, str, str]]:
+    """Of a classification: each top-k with its interval."""
+    keys = [key for key in named.metrics if key.rsplit("/top", 1)[-1].isdecimal()]
+    return [
+        (f"{named.name} top-{key.rsplit('/top', 1)[1]}", style.percent(named.metrics[key]), named.notes.get(key, ""))
+        for key in sorted(keys, key=lambda key: int(key.rsplit("/top", 1)[1]))
+    ]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Brings a data set, the plan and the loader together, and says which identities are trained, held out and reported."""
+"""Brings a data set, the plan and the loader together, and says who is trained, held out and reported."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 
-from facelab.benchmark.pair_files import FacePairs, PairSet
+from facelab.benchmark.pair_files import FacePairs
 from facelab.data.albumentation import Albumentations
 from facelab.data.plan import Plan
 from facelab.data.process_loader import ProcessLoader
 from facelab.data.split import hold_out
 from facelab.data.torch_loader import EvalLoader, TrainLoader
 from facelab.loss.collective import rank_and_world
+from facelab.training import closed_set
 from facelab.training.checkpoint import Progress
 from facelab.training.options import TrainerOptions
 
@@ -60,9 +61,12 @@ def faces(source: Any, labels: np.ndarray, identities: np.ndarray) -> FacePairs:
 class FaceData(pl.LightningDataModule):
     """The training identities in the plan's order, and the held-out ones as verification pairs.
 
+    Of a closed-set benchmark, images are held out in their place (facelab.training.closed_set), and have to be named.
+
     Args:
         source: a data set of facelab.data: `labels`, `num_classes`, `size`, `load(index, out=None)`.
-        holdout: `fraction` of the identities that are never trained on, `seed` of their choice.
+        holdout: `fraction` of the identities (closed set: of each one's images) that is never trained on, `seed` of
+            their choice.
         loader: `threads`, `prefetch` and `processes`.
         benchmark: opens the reported pair set.
         options: the trainer group; its batch_size is global.
@@ -97,7 +101,7 @@ class FaceData(pl.LightningDataModule):
         self.seed, self.draws, self.progress = seed, draws, progress
         self.holdout, self.benchmark = holdout, benchmark
         if benchmark.path is not None:
-            self.report: PairSet = benchmark.open(None)
+            self.report: Any = benchmark.open(None)
         self.divide(np.ones(len(source.labels), dtype=bool))
 
     def divide(self, kept: np.ndarray) -> None:
@@ -107,14 +111,22 @@ class FaceData(pl.LightningDataModule):
             ValueError: as the constructor; and where the kept images are of one identity.
         """
         source, benchmark, options = self.source, self.benchmark, self.options
-        labels, trained, chooses, reports = divide(source.labels, kept, self.holdout, benchmark.path is None)
-        self.selection = faces(source, labels, chooses).draw("val", *_draw(benchmark)) if len(chooses) else None
-        if benchmark.path is None:
-            self.report = benchmark.open(faces(source, labels, reports) if len(reports) else None)
-
-        self.subset = np.flatnonzero(np.isin(labels, trained))
-        self.labels = np.searchsorted(trained, labels[self.subset])
-        self.num_classes = len(trained)
+        self.selection: Any = None
+        self.closed = closed_set.is_closed(source, benchmark)
+        if self.closed:
+            shares = closed_set.share_out(source, kept, self.holdout)
+            self.subset, self.labels, self.num_classes = shares.trained, shares.labels, shares.num_classes
+            self.selection = None if shares.chooses is None else benchmark.select(shares.chooses)
+            self.report = benchmark.open(shares.reports)
+        else:
+            labels, trained, chooses, reports = divide(source.labels, kept, self.holdout, benchmark.path is None)
+            if len(chooses):
+                self.selection = faces(source, labels, chooses).draw("val", *_draw(benchmark))
+            if benchmark.path is None:
+                self.report = benchmark.open(faces(source, labels, reports) if len(reports) else None)
+            self.subset = np.flatnonzero(np.isin(labels, trained))
+            self.labels = np.searchsorted(trained, labels[self.subset])
+            self.num_classes = len(trained)
         if options.batch_size > len(self.subset):
             raise ValueError(
                 f"trainer.batch_size is {options.batch_size}, but only {len(self.subset)} images are there to train on"
@@ -194,7 +206,7 @@ class FaceData(pl.LightningDataModule):
         """The reported benchmark."""
         return self._evaluation(self.report)
 
-    def _evaluation(self, images: PairSet) -> EvalLoader:
+    def _evaluation(self, images: Any) -> EvalLoader:
         rank, world = rank_and_world()
         return EvalLoader(
             images,

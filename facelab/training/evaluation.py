@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from facelab.backbone.complexity import count_macs, count_parameters
 from facelab.backbone.weights import Input
-from facelab.benchmark.pair_files import PairSet
 from facelab.benchmark.scores import save_all
 from facelab.data.torch_loader import EvalLoader
 from facelab.report import run as report
-from facelab.training import fit
+from facelab.training import closed_set, fit
 from facelab.training.datamodule import divide, faces
 from facelab.training.groups import WithGroups, about_head, with_groups
 from facelab.training.inspection import look_at_images
@@ -48,7 +47,8 @@ class Evaluation:
     backbone: Any
     head: nn.Module
     benchmark: Any
-    pairs: PairSet
+    pairs: Any  # a PairSet, or a LabelledSet
+    speaks: closed_set.Speaker | None  # names classes, where the benchmark asks for them
     loader: EvalLoader
     about: str  # the checkpoint, in words
 
@@ -102,7 +102,10 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
         _compare_typed(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
         trained = out_of_checkpoint("checkpoint", path, meta, config.ema)
     backbone, head, about = trained
-    pairs = benchmark.open(None) if benchmark.path is not None else _held_out(config, path, meta, benchmark)
+    own = None if benchmark.path is not None else _held_out(config, path, meta, benchmark)
+    pairs, speaks = benchmark.open(own), None
+    if meta is not None and closed_set.asks_for_classes(benchmark):
+        speaks = closed_set.speaker_out_of(path, meta, backbone.embedding_size)
     shape, size = pairs.load(0).shape, config.data.size
     if shape != (size, size, 3):
         raise ValueError(
@@ -121,7 +124,7 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
     network: nn.Module = nn.Sequential(backbone.to(memory_format=torch.channels_last), head).eval()
     if getattr(benchmark, "compares_groups", False):
         network = with_groups(backbone, head, "benchmark.groups.beta")
-    return Evaluation(config, plain, options, network, backbone, head, benchmark, pairs, loader, about)
+    return Evaluation(config, plain, options, network, backbone, head, benchmark, pairs, speaks, loader, about)
 
 
 def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, float]:
@@ -132,12 +135,12 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         directory.describe(None, {"wandb": copy.version, "input": convention(evaluation.backbone)})
         show_choices(_choices(evaluation), str(directory.path))
         began = time.perf_counter()
-        embeddings = _embed(evaluation)
+        answers = closed_set.answers(evaluation.benchmark, _embed(evaluation), evaluation.speaks)
         seconds = time.perf_counter() - began
         groups: list[np.ndarray] = []
         if isinstance(evaluation.network, WithGroups):
-            embeddings, *groups = np.split(embeddings, [evaluation.backbone.embedding_size], axis=1)
-        result = evaluation.benchmark.evaluate(embeddings, evaluation.pairs, *groups)
+            answers, *groups = np.split(answers, [evaluation.backbone.embedding_size], axis=1)
+        result = evaluation.benchmark.evaluate(answers, evaluation.pairs, *groups)
         metrics = {
             **result.all_metrics(),
             "parameters": count_parameters(evaluation.network),
@@ -157,7 +160,7 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         copy.finish()
 
 
-def _embed(evaluation: Evaluation) -> np.ndarray:
+def _embed(evaluation: Evaluation) -> Tensor:
     """(M,D) float32, an embedding for each image of the benchmark."""
     options = evaluation.options
     device = torch.device("cuda" if options.on_gpu else "cpu")
@@ -173,7 +176,7 @@ def _embed(evaluation: Evaluation) -> np.ndarray:
         for batch in track(evaluation.loader, len(evaluation.pairs), "embedding", options.progress):
             images = batch.images.to(device, non_blocking=True)
             rows.append(embed(network, images, evaluation.benchmark.mirror))
-    return torch.cat(rows).cpu().numpy()
+    return torch.cat(rows)
 
 
 def _logger(evaluation: Evaluation, directory: RunDirectory) -> Any:
@@ -199,7 +202,7 @@ def _choices(evaluation: Evaluation) -> dict[str, str]:
         f"{count_macs(backbone, size) / 1e9:.3f} GMACs at {size}×{size}, D={backbone.embedding_size}"
         f"{about_input(backbone)}",
         **about_head(evaluation.head),
-        "benchmark": f"{pairs.name}: {len(pairs.pairs):,} pairs of {len(pairs):,} images{mirror}",
+        "benchmark": f"{pairs.name}: {pairs.about}{mirror}",
         "device": f"{device}, {'bf16' if options.in_bf16 else 'fp32'}, {options.batch_size} images at once",
     }
 
@@ -217,7 +220,7 @@ def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[st
         "data.size": data["size"],
         "data.root": data.get("root"),
     }
-    if config.benchmark.path is None and before["benchmark"]["_target_"] == config.benchmark._target_:
+    if config.benchmark.get("path") is None and before["benchmark"]["_target_"] == config.benchmark._target_:
         where = ("_target_", "name", "path", "pairs", "size")
         kept = config.benchmark.keys() - set(where)
         values |= {f"benchmark.{key}": value for key, value in before["benchmark"].items() if key in kept}
@@ -275,14 +278,15 @@ def _compare_heads(config: DictConfig, path: Path, meta: Mapping[str, Any], type
 # On which faces
 
 
-def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, benchmark: Any) -> PairSet:
-    """Pairs of the identities that a run has held out of its own training, as it has drawn them."""
+def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, benchmark: Any) -> Any:
+    """What a run has held out of its own training: identities, of which it has drawn pairs, or images to be named."""
     if meta is None:
         raise ValueError(
-            f"checkpoint={path}: published weights have no held-out identities of their own: give benchmark.path=…, a "
-            ".bin or a folder of images"
+            f"checkpoint={path}: published weights have no held-out identities or classes of their own: give "
+            "benchmark.path=…, a .bin or a folder of images"
         )
     before = meta["config"]
+    closed_set.check_same_kind(benchmark, path, meta)
     node = {key: value for key, value in before["data"].items() if key not in fit.COMMON}
     if "root" in node:
         node["root"] = config.data.get("root", node["root"])
@@ -292,13 +296,13 @@ def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, be
     if inspect is not None:
         run = SimpleNamespace(path=path.parent.parent, writes=False)  # who wrote, has written which images it kept
         kept = look_at_images(source, inspect, config.loader.threads, run, config.progress).kept  # type: ignore[arg-type]
+    if closed_set.asks_for_classes(benchmark):
+        shares = closed_set.share_out(source, kept, before["data"]["holdout"])
+        _compare_classes(shares.num_classes, path, meta)
+        return shares.reports
     reports = before["benchmark"]["path"] is None
     labels, trained, chooses, held = divide(source.labels, kept, before["data"]["holdout"], reports)
-    if len(trained) != meta["num_classes"]:
-        raise ValueError(
-            f"data: {len(trained):,} identities are there to train on, but checkpoint={path} was trained on "
-            f"{meta['num_classes']:,}: these are not the images of its training; give data.root=…, where they lie now"
-        )
+    _compare_classes(len(trained), path, meta)
     if not reports:
         held = chooses
     if len(held) == 0:
@@ -306,4 +310,12 @@ def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, be
             f"checkpoint={path} was trained without held-out identities: give benchmark.path=…, a .bin or a folder of "
             "images"
         )
-    return benchmark.open(faces(source, labels, held))
+    return faces(source, labels, held)
+
+
+def _compare_classes(there: int, path: Path, meta: Mapping[str, Any]) -> None:
+    if there != meta["num_classes"]:
+        raise ValueError(
+            f"data: {there:,} identities are there to train on, but checkpoint={path} was trained on "
+            f"{meta['num_classes']:,}: these are not the images of its training; give data.root=…, where they lie now"
+        )

@@ -22,6 +22,7 @@ from facelab.loss.base import Loss
 from facelab.report import run as report
 from facelab.training import centres, checkpoint
 from facelab.training.checkpoint import Progress
+from facelab.training.closed_set import check_classes
 from facelab.training.datamodule import FaceData
 from facelab.training.feedback import about_sampler, check_feedback
 from facelab.training.finite import Diverged
@@ -129,6 +130,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         head = instantiate(config.head, embedding_size=network.embedding_size)
         loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
     check_learning(network, head, loss, recipe, options)
+    check_classes(benchmark, loss)
     check_feedback(data.plan, config.loss, network.embedding_size)
     found = look_at_images(
         source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
@@ -238,6 +240,8 @@ def _way_on(run: Run) -> str:
 
 def _keeper(run: Run, stop: StopRequest) -> Keeper:
     meta = {"config": run.plain, "num_classes": run.data.num_classes, "input": convention(run.network)}
+    if run.data.closed:
+        meta["closed_set"] = True  # images were held out, not identities
     if run.teaching is not None:
         meta["teacher_sha256"] = run.teaching.digest
     return Keeper(run.directory, stop, meta, run.options.save_every_steps, run.options.save_every_minutes)
@@ -293,7 +297,7 @@ def _choices(run: Run) -> dict[str, str]:
     plain, data, options = run.plain, run.data, run.options
     network = run.network
     device = "GPU" if options.on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    size = data.source.size
+    size, who = data.source.size, "classes" if data.closed else "identities"
     return {
         "backbone": f"{_kind(plain['backbone'])}, {count_parameters(network):,} parameters, "
         f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}"
@@ -301,13 +305,11 @@ def _choices(run: Run) -> dict[str, str]:
         **about_head(run.head),
         "loss": about_loss(plain["loss"]),
         **({} if run.teaching is None else {"teacher": run.teaching.about}),
-        "data": f"{_set(plain['data'])}: {data.num_classes:,} identities, {len(data.subset):,} images to train on",
+        "data": f"{_set(plain['data'])}: {data.num_classes:,} {who}, {len(data.subset):,} images to train on",
         **about_images(data.source, plain["data"]["known"], run.found),
         **run.sampling,
-        "held out": "nobody"
-        if data.selection is None
-        else f"{len(data.selection.pairs):,} pairs of {len(data.selection):,} images choose best.ckpt",
-        "reported": f"{data.report.name}: {len(data.report.pairs):,} pairs of {len(data.report):,} images",
+        "held out": "nobody" if data.selection is None else f"{data.selection.about} choose best.ckpt",
+        "reported": f"{data.report.name}: {data.report.about}",
         "schedule": f"{data.steps:,} steps of {options.batch_size} images = {data.steps / data.steps_per_epoch:.3g} "
         f"epochs; {_kind(plain['optimizer'])}, rate {run.module.recipe.lr:g}, "
         f"{_kind(plain['optimizer']['schedule']).lower()}"

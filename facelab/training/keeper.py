@@ -150,12 +150,11 @@ class Keeper(pl.Callback):
             self._leave(module)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Chooses the best by accuracy, and of equals by area under the curve; then saves."""
+        """Chooses the best by what the benchmark's result says of itself; then saves."""
         module.refuse_bad_numbers(tensors=True)
         progress = module.progress
         metrics = module.result.metrics
-        # Accuracy on a few thousand pairs comes in steps; the area orders what falls on the same step.
-        score = metrics["val/accuracy"] + 1e-6 * metrics["val/auc"]
+        score = module.result.choosing
         progress.validated = progress.step
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.best = score, progress.step, metrics

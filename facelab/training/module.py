@@ -22,6 +22,7 @@ from facelab.loss.classifier import ClassCentres
 from facelab.loss.collective import rank_and_world
 from facelab.training.averaging import Average
 from facelab.training.checkpoint import Progress
+from facelab.training.closed_set import answers, speaker_of
 from facelab.training.feedback import Feedback
 from facelab.training.finite import Watch, refuse_weights
 from facelab.training.histograms import Histograms
@@ -315,4 +316,4 @@ class FaceModule(pl.LightningModule):
         none = torch.empty(0, self.backbone.embedding_size, device=self.device)  # type: ignore[call-overload]
         rows = torch.cat([none, *self._embedded])
         self._embedded = []
-        return self.benchmark.evaluate(deal_in(rows, len(pairs)).cpu().numpy(), pairs)
+        return self.benchmark.evaluate(answers(self.benchmark, deal_in(rows, len(pairs)), speaker_of(self.loss)), pairs)

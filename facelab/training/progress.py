@@ -31,12 +31,12 @@ def show_choices(rows: Mapping[str, str], where: str) -> None:
 
 
 def show_result(metrics: Mapping[str, float], notes: Mapping[str, str], where: str) -> None:
-    """The final table, with standard deviations beside their means and notes in place of numbers nobody can measure."""
+    """The final table, with standard deviations beside their means, and notes beside what they are about."""
     table = Table(show_header=True, header_style="bold", box=None, padding=(0, 2))
     table.add_column("measured")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
-        if name.endswith("_std"):
+        if name.endswith(("_std", "_low", "_high")):  # beside their number, or in its note
             continue
         table.add_row(
             name, _value(name, value, metrics.get(f"{name}_std")) + (f"  {notes[name]}" if name in notes else "")
@@ -46,7 +46,7 @@ def show_result(metrics: Mapping[str, float], notes: Mapping[str, str], where: s
 
 
 def _value(name: str, value: float, std: float | None) -> str:
-    share = any(part in name for part in ("accuracy", "tar@", "eer", "auc"))
+    share = any(part in name for part in ("accuracy", "tar@", "eer", "auc", "/top"))
     if share and std is not None:
         return f"{100 * value:.2f} % ± {100 * std:.2f}"
     return f"{100 * value:.2f} %" if share else f"{value:,.4g}" if value < 100 else f"{value:,.0f}"
@@ -177,7 +177,7 @@ class Display(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Notes the accuracy; the pause does not count as slow training."""
-        self._accuracy = module.result.metrics["val/accuracy"]
+        self._accuracy = module.result.headline
         self._clock = (time.perf_counter(), module.progress.step)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:

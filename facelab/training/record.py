@@ -67,6 +67,7 @@ COLUMNS = (
     "val/auc",
     "val/eer",
 )
+GROWING = ("train/", "val/top")  # how the names begin of what has a column only where it occurs
 PACKAGES = ("facelab", "torch", "pytorch-lightning", "hydra-core", "numpy", "opencv-python-headless", "timm", "wandb")
 
 
@@ -197,7 +198,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 class History:
     """metrics.csv: a row a log step and a row a validation, in order of steps, each flushed when written.
 
-    What a loss logs beside its accuracy (`train/…`) has columns of its own, from the first row on that has it.
+    What a loss logs beside its accuracy (`train/…`), and the accuracies of a classification, have columns of their own,
+    from the first row on that has them.
 
     Args:
         path: the file.
@@ -208,7 +210,7 @@ class History:
     def __init__(self, path: Path, resumed_step: int, validated_step: int):
         self.path = path
         rows = read_history(path)
-        kept = [r for r in rows if int(r["step"]) <= (validated_step if r["val/accuracy"] else resumed_step)]
+        kept = [r for r in rows if int(r["step"]) <= (validated_step if _is_validation(r) else resumed_step)]
         self._columns = [*COLUMNS, *(key for key in (rows[0] if rows else ()) if key not in COLUMNS)]
         self._open(kept)
 
@@ -223,7 +225,7 @@ class History:
     def write(self, row: Mapping[str, float | int]) -> None:
         """Appends one row; cells that it lacks stay empty."""
         try:
-            new = [key for key in row if key.startswith("train/") and key not in self._columns]
+            new = [key for key in row if key.startswith(GROWING) and key not in self._columns]
             if new:
                 self._columns += new
                 self._file.close()
@@ -240,6 +242,10 @@ class History:
         """Closes the file."""
         with contextlib.suppress(OSError):  # what a full disk has not taken, the next start writes again
             self._file.close()
+
+
+def _is_validation(row: Mapping[str, str]) -> bool:
+    return any(value for key, value in row.items() if key.startswith("val/"))
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
