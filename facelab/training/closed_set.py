@@ -125,13 +125,24 @@ def check_classes(benchmark: Any, loss: nn.Module) -> None:
         )
 
 
-def check_same_kind(benchmark: Any, path: Path, meta: Mapping[str, Any]) -> None:
+def check_same_kind(benchmark: Any, path: Path, meta: Mapping[str, Any] | None) -> None:
     """Refuses to ask a checkpoint for held-out images that its run has not held out.
+
+    Args:
+        benchmark: of facelab.benchmark.
+        path: the file.
+        meta: what it says of itself; None for published weights.
 
     Raises:
         ValueError: identities were held out and a benchmark wants images of trained ones, or the other way round.
     """
-    before, now = bool(meta.get("closed_set")), asks_for_classes(benchmark)
+    now = asks_for_classes(benchmark)
+    if meta is None and now:
+        raise ValueError(
+            f"checkpoint={path}: published weights have no class centres, by which images could be named: give a "
+            "checkpoint of facelab that was trained with benchmark=classification"
+        )
+    before = meta is not None and bool(meta.get("closed_set"))
     if now and not before:
         raise ValueError(
             f"checkpoint={path} was trained on all images of its identities, none of them is left to be named: give "

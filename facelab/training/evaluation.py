@@ -280,13 +280,13 @@ def _compare_heads(config: DictConfig, path: Path, meta: Mapping[str, Any], type
 
 def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, benchmark: Any) -> Any:
     """What a run has held out of its own training: identities, of which it has drawn pairs, or images to be named."""
+    closed_set.check_same_kind(benchmark, path, meta)
     if meta is None:
         raise ValueError(
-            f"checkpoint={path}: published weights have no held-out identities or classes of their own: give "
-            "benchmark.path=…, a .bin or a folder of images"
+            f"checkpoint={path}: published weights have no held-out identities of their own: give benchmark.path=…, a "
+            ".bin or a folder of images"
         )
     before = meta["config"]
-    closed_set.check_same_kind(benchmark, path, meta)
     node = {key: value for key, value in before["data"].items() if key not in fit.COMMON}
     if "root" in node:
         node["root"] = config.data.get("root", node["root"])

@@ -239,6 +239,8 @@ def test_who_has_held_out_no_images_is_not_asked_for_them():
     benchmark = TopK(None, [1], False, SIZE, ["1x"], "bicubic", "bicubic")
     with pytest.raises(ValueError, match=r"x\.ckpt was trained on all images of its identities"):
         closed_set.check_same_kind(benchmark, Path("x.ckpt"), {})
+    with pytest.raises(ValueError, match="published weights have no class centres, by which images could be named"):
+        closed_set.check_same_kind(benchmark, Path("x.npz"), None)
     closed_set.check_same_kind(benchmark, Path("x.ckpt"), {"closed_set": True})
 
 
