@@ -81,13 +81,14 @@ def gradient(axes: Axes, record: Record) -> None:
 def accuracy(axes: Axes, record: Record) -> None:
     """Accuracy over images seen: of naming the training images' identities, of verifying or naming what is held out."""
     axes.set_title("Accuracy")
-    trained, held, what = record.curve("train/accuracy"), record.curve("val/accuracy"), "pairs verified"
-    if not len(held[1]):
-        held, what = record.curve("val/top1"), "images named"
+    trained, held = record.curve("train/accuracy"), record.curve("val/accuracy")
+    who, what = "identities", "pairs verified"
+    if "val/top1" in record.history:
+        held, who, what = record.curve("val/top1"), "classes", "images named"
     if not len(trained[1]) and not len(held[1]):
         return style.empty(axes, "no accuracy recorded yet")
     if len(trained[1]):
-        _line(axes, trained[0], 100 * trained[1], BLUE, "training: identities named", smooth=True)
+        _line(axes, trained[0], 100 * trained[1], BLUE, f"training: {who} named", smooth=True)
     if len(held[1]):
         axes.plot(
             held[0], 100 * held[1], color=VERMILLION, marker="o", markersize=3.5, label=f"val: held-out {what}",
