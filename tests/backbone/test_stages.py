@@ -33,7 +33,11 @@ def timm(model, size=112):
     return TimmModel(model, 8, 0.0, 0.0, False, size)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+# A file without a network of its own brings one of the others together with something else.
+NETWORKS = sorted(path.stem for path in CONF.glob("*.yaml") if "_target_:" in path.read_text())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_backbone_says_its_stages(name):
     config = OmegaConf.create({"data": {"size": SIZE}, "backbone": OmegaConf.load(CONF / f"{name}.yaml")})
     with torch.device("meta"):

@@ -36,9 +36,9 @@ def build(model="resnet18", **changes):
 
 
 def test_the_docs_list_every_backbone_of_ours():
-    assert {row[0] for row in rows(OWN)} == {path.stem for path in (ROOT / "conf" / "backbone").glob("*.yaml")} - {
-        "timm"
-    }
+    files = (ROOT / "conf" / "backbone").glob("*.yaml")
+    networks = {path.stem for path in files if "_target_:" in path.read_text()}  # not what brings along another's head
+    assert {row[0] for row in rows(OWN)} == networks - {"timm"}
 
 
 @pytest.mark.parametrize(("name", "parameters", "gmacs", "size"), rows(OWN), ids=[row[0] for row in rows(OWN)])

@@ -65,7 +65,7 @@ def test_the_regulariser_raises_every_margin_alike():
 def test_the_margins_are_a_group_of_their_own_without_weight_decay():
     loss = adam()
     loss.slope = torch.nn.Parameter(torch.ones(3))
-    optimizer = SGD(1.0, 0.0, False, 0.1, None, Poly(0, 1)).build(loss)
+    optimizer = SGD(1.0, 0.0, False, 0.1, None, Poly(0, 1), 1.0, 1.0).build(loss)
     groups = [([id(p) for p in group["params"]], group["weight_decay"]) for group in optimizer.param_groups]
     assert groups == [([id(loss.classifier.weight)], 0.1), ([id(loss.slope)], 0.0), ([id(loss.margins)], 0.0)]
 

@@ -351,7 +351,7 @@ def test_published_weights_teach_when_their_network_is_named(tmp_path):
     torch.save({}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"add backbone@distill\.teacher\.backbone=…, one of"):
         run(tmp_path / "run", "distill=embedding", f"distill.teacher.checkpoint={tmp_path / 'x.pth'}")
-    network = instantiate({key: value for key, value in config.backbone.items() if key not in ("weights", "input")})
+    network = build_backbone(config.backbone, load=False)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     run(
         tmp_path / "run",
