@@ -226,7 +226,7 @@ def unexplained(text):
     return [line for line in lines if KEY.match(line) and not re.search(r"\s#\s*\S", line)]
 
 
-@pytest.mark.parametrize("path", [Path("config.yaml"), Path("evaluate.yaml"), *FILES], ids=str)
+@pytest.mark.parametrize("path", [Path("config.yaml"), Path("evaluate.yaml"), Path("export.yaml"), *FILES], ids=str)
 def test_every_value_is_explained(path):
     text = (CONF / path).read_text()
     assert unexplained(text) == []

@@ -39,7 +39,11 @@ CONF = ROOT / "conf"
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
-DOORS = {"facelab.train": "config", "facelab.evaluate": "evaluate"}  # module → its primary configuration
+DOORS = {
+    "facelab.train": "config",
+    "facelab.evaluate": "evaluate",
+    "facelab.export": "export",
+}  # module → its primary configuration
 NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")  # the first line of a block that is a file
 
 

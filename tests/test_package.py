@@ -119,7 +119,7 @@ def test_commands_are_the_modules_main(wheel):
     assert commands["facelab-train"] == "facelab.train:main"
     for command, target in commands.items():
         module, _, function = target.partition(":")
-        assert command == module.replace(".", "-"), "a command is named after its module"
+        assert command == module.removesuffix(".__main__").replace(".", "-"), "a command is named after its module"
         assert callable(getattr(import_module(module), function))
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from facelab.backbone.families import explain, in_our_names
 
 OWN = "model.backbone."  # in front of the backbone's names in a checkpoint of facelab
+CONVENTION = "input"  # in the metadata of a safetensors file: what the network takes, as JSON
 AVERAGED = "model.average.backbone."  # the same of its moving average, which is better where there is one
 GRAPH = ".graph.jsonl"  # beside an .npz: its MXNet graph, one node a line
 COUNTER = "num_batches_tracked"  # of a batch norm; files of old or other tools lack it, and nothing depends on it
@@ -166,9 +167,10 @@ def _kind(path: Path) -> str:
 def _read_safetensors(path: Path) -> _Content:
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        text = (file.metadata() or {}).get("facelab")
+        metadata = file.metadata() or {}
+    text = metadata.get("facelab")
     if text is None:
-        return _Content(tensors)
+        return _Content(tensors, Input(**json.loads(metadata[CONVENTION])) if CONVENTION in metadata else HOUSE)
     meta = json.loads(text)
     convention = Input(**meta["input"]) if "input" in meta else HOUSE
     node = {
