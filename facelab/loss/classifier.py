@@ -107,8 +107,7 @@ class Context:
         labels: (B,) int64.
         step: number of the training step, counted from 0.
         training: whether moving averages are to be updated.
-        margins: (B,) a margin for each image, in place of the loss's own; None where there are none, and always where
-            the loss does not take any.
+        margins: (B,) a margin for each image, in place of the loss's own; None where there are none.
     """
 
     norms: Tensor
@@ -324,8 +323,7 @@ class MarginLoss(Loss):
         """→ (B,D) embeddings that have entered the shards, normalised if the loss is, and the context."""
         assert margins is None or self.takes_margins, f"{type(self).__name__} has no margin to replace"
         counts = row_counts(labels, self.even)
-        if margins is not None:
-            margins = gather_rows(margins, counts)
+        margins = None if margins is None else gather_rows(margins, counts)
         embeddings, labels = gather_rows(widen(embeddings), counts), gather_rows(labels, counts)
         norms = torch.linalg.vector_norm(embeddings, dim=1)
         require_finite(embeddings, norms)

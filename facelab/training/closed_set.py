@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from facelab.benchmark.classification import LabelledImages
 from facelab.data.split import hold_out_images
-from facelab.loss.classifier import MarginLoss
 from facelab.loss.naming import name_classes
 from facelab.training import centres
-from facelab.training.objective import build_loss
+from facelab.training.objective import build_loss, margin_of
 from facelab.training.trained import safe
 
 
@@ -157,8 +156,8 @@ def check_same_kind(benchmark: Any, path: Path, meta: Mapping[str, Any] | None) 
 
 def speaker_of(loss: nn.Module) -> Speaker | None:
     """The first classifier of a loss, which speaks for it; None where it has none."""
-    margins: Any = (part for part in loss.modules() if isinstance(part, MarginLoss))
-    return next((Speaker(one.classifier.weight, one.classifier.start, one.normalised) for one in margins), None)
+    margin = margin_of(loss)
+    return None if margin is None else Speaker(margin.classifier.weight, margin.classifier.start, margin.normalised)
 
 
 def speaker_out_of(path: Path, meta: Mapping[str, Any], embedding_size: int) -> Speaker:

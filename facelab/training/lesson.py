@@ -14,9 +14,9 @@ from facelab.backbone.stages import feature_maps
 from facelab.data.augment import normalise
 from facelab.distill.base import Distiller, Ranks, Seen
 from facelab.loss.base import Loss, LossOutput
-from facelab.loss.classifier import MarginLoss
 from facelab.loss.collective import enter_shards, gather_rows, logsumexp_over_shards, rank_and_world, sum_over_shards
 from facelab.resampling import antialiased, resample, whole
+from facelab.training.objective import margin_of
 
 
 class Together(Ranks):
@@ -136,7 +136,8 @@ class Lesson:
             centres: (C_rank,D) the teacher's class centres, those of the classes that lie in `loss` on this rank.
         """
         self.distiller, self.loss, self.centres = distiller, loss, centres
-        self.classifier = classifier_of(loss) if distiller.wants_centres or distiller.gives_margins else None
+        margin = margin_of(loss) if distiller.wants_centres or distiller.gives_margins else None
+        self.classifier = None if margin is None else margin.classifier
         for part in distiller.modules():
             if isinstance(part, Distiller):
                 part.ranks = Together()
@@ -180,11 +181,6 @@ class Lesson:
         if self.centres is not None:
             self.centres = self.centres.to(device)
         return self.centres
-
-
-def classifier_of(loss: nn.Module) -> Any:
-    """The first classifier of a loss, which speaks for it; None where it has none."""
-    return next((part.classifier for part in loss.modules() if isinstance(part, MarginLoss)), None)
 
 
 @torch.no_grad()

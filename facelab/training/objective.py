@@ -6,6 +6,7 @@ from typing import Any, get_type_hints
 
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
 
 from facelab.loss.base import Loss
 from facelab.loss.classifier import ClassifierOptions, MarginLoss
@@ -80,6 +81,11 @@ def class_weights(node: DictConfig) -> Path | None:
             "checkpoint that has them, loss.classifier.weights=….ckpt"
         )
     return None if given["weights"] is None else Path(given["weights"]).expanduser()
+
+
+def margin_of(loss: nn.Module) -> MarginLoss | None:
+    """The first loss with a classifier, which speaks for a sum of several; None where there is none."""
+    return next((part for part in loss.modules() if isinstance(part, MarginLoss)), None)
 
 
 def about_loss(node: Any) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from facelab.backbone.stages import shapes
 from facelab.distill.base import Distiller, Shapes
 from facelab.loss.base import Loss
-from facelab.loss.classifier import MarginLoss
 from facelab.training import centres
-from facelab.training.lesson import Lesson, Teacher, classifier_of
+from facelab.training.lesson import Lesson, Teacher
 from facelab.training.network import about_input
+from facelab.training.objective import margin_of
 from facelab.training.options import check_kind, in_bf16
 from facelab.training.trained import Trained, digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights
 
@@ -70,7 +70,7 @@ class Teaching:
         )
         # Without a classifier: who asks for a scale asks for class centres too, and is refused for want of them.
         self.shapes = (
-            _shapes("student", backbone, size, getattr(_margin(loss), "scale", 1.0)),
+            _shapes("student", backbone, size, getattr(margin_of(loss), "scale", 1.0)),
             _shapes("teacher", found.backbone, own_size, self._scale()),
         )
         with torch.device("meta"):
@@ -160,7 +160,7 @@ class Teaching:
         distiller, name = self.distiller, type(self.distiller).__name__
         if not (distiller.wants_centres or distiller.inherits_centres):
             return
-        margin = _margin(loss)
+        margin = margin_of(loss)
         if margin is None:
             raise ValueError(
                 f"{name} needs class centres, and {type(loss).__name__} has none: choose a loss with a classifier"
@@ -185,10 +185,11 @@ class Teaching:
 
     def _centres_for(self, loss: Loss, num_classes: int) -> Tensor | None:
         """This rank's part of the teacher's class centres, shared out like the student's."""
-        classifier = classifier_of(loss)
-        if classifier is None or not (self.distiller.wants_centres or self.distiller.gives_margins):
+        margin = margin_of(loss)
+        if margin is None or not (self.distiller.wants_centres or self.distiller.gives_margins):
             return None
-        return centres.rows(_CHECKPOINT, self.path, num_classes, (classifier.start, classifier.stop))
+        part = margin.classifier.start, margin.classifier.stop
+        return centres.rows(_CHECKPOINT, self.path, num_classes, part)
 
 
 def taught(
@@ -229,10 +230,6 @@ def taught(
             "bring that back, or begin another run with job=a_new_name"
         )
     return teaching
-
-
-def _margin(loss: nn.Module) -> Any:
-    return next((part for part in loss.modules() if isinstance(part, MarginLoss)), None)
 
 
 def _shapes(whose: str, backbone: Any, size: int, scale: float | None) -> Shapes:
