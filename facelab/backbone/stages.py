@@ -52,16 +52,21 @@ def stages(network: nn.Module) -> list[Stage]:
     Raises:
         ValueError: the network does not say its stages.
     """
+    found = _said(network)
+    # A parameter that two modules share is one, and belongs to one stage.
+    counts = Counter(key for stage in found for key in {id(parameter) for parameter in stage.parameters()})
+    assert counts == Counter({id(parameter): 1 for parameter in network.parameters()})
+    return found
+
+
+def _said(network: nn.Module) -> list[Stage]:
+    """What a network says, as it says it."""
     if not _says(network):
         raise ValueError(
             f"{type(network).__name__} does not say what its stages are: give it a method stages() -> list[Stage] "
             "(facelab/backbone/stages.py, docs/extend.md)"
         )
-    found: list[Stage] = network.stages()  # type: ignore[operator]
-    # A parameter that two modules share is one, and belongs to one stage.
-    counts = Counter(key for stage in found for key in {id(parameter) for parameter in stage.parameters()})
-    assert counts == Counter({id(parameter): 1 for parameter in network.parameters()})
-    return found
+    return network.stages()  # type: ignore[operator]
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def feature_maps(network: nn.Module) -> Iterator[list[Tensor]]:
     Raises:
         ValueError: the network does not say its stages.
     """
-    inner = stages(network)[1:-1]
+    inner = _said(network)[1:-1]  # at every step, so without a count of the parameters
     maps: list[Tensor] = []
 
     def collect(stage: Stage) -> Callable[[nn.Module, Any, Tensor], None]:
