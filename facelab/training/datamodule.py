@@ -11,6 +11,7 @@ from facelab.benchmark.pair_files import FacePairs
 from facelab.data.albumentation import Albumentations
 from facelab.data.plan import Plan
 from facelab.data.process_loader import ProcessLoader
+from facelab.data.select import take
 from facelab.data.split import hold_out
 from facelab.data.torch_loader import EvalLoader, TrainLoader
 from facelab.loss.collective import rank_and_world
@@ -67,6 +68,7 @@ class FaceData(pl.LightningDataModule):
         source: a data set of facelab.data: `labels`, `num_classes`, `size`, `load(index, out=None)`.
         holdout: `fraction` of the identities (closed set: of each one's images) that is never trained on, `seed` of
             their choice.
+        choices: which of the others are trained on, `data.take`; None: all of them.
         loader: `threads`, `prefetch` and `processes`.
         benchmark: opens the reported pair set.
         options: the trainer group; its batch_size is global.
@@ -78,7 +80,8 @@ class FaceData(pl.LightningDataModule):
 
     Raises:
         ValueError: where the batch is larger than the data, the processes are more than the identities, too few
-            identities can be held out, or the sampler cannot make a batch of them.
+            identities can be held out, there are no such images to train on as were chosen, or the sampler cannot make
+            a batch of them.
         FileNotFoundError: where the benchmark's files are missing.
     """
 
@@ -86,6 +89,7 @@ class FaceData(pl.LightningDataModule):
         self,
         source: Any,
         holdout: Mapping[str, Any],
+        choices: Mapping[str, Any] | None,
         loader: Mapping[str, Any],
         benchmark: Any,
         options: TrainerOptions,
@@ -99,7 +103,7 @@ class FaceData(pl.LightningDataModule):
         self.transforms, self.sampler = transforms, sampler
         self.source, self.loader, self.options = source, loader, options
         self.seed, self.draws, self.progress = seed, draws, progress
-        self.holdout, self.benchmark = holdout, benchmark
+        self.holdout, self.choices, self.benchmark = holdout, choices, benchmark
         if benchmark.path is not None:
             self.report: Any = benchmark.open(None)
         self.divide(np.ones(len(source.labels), dtype=bool))
@@ -114,8 +118,8 @@ class FaceData(pl.LightningDataModule):
         self.selection: Any = None
         self.closed = closed_set.is_closed(source, benchmark)
         if self.closed:
-            shares = closed_set.share_out(source, kept, self.holdout)
-            self.subset, self.labels, self.num_classes = shares.trained, shares.labels, shares.num_classes
+            shares = closed_set.share_out(source, kept, self.holdout, self.choices)
+            self.taken = shares.taken
             self.selection = None if shares.chooses is None else benchmark.select(shares.chooses)
             self.report = benchmark.open(shares.reports)
         else:
@@ -124,9 +128,9 @@ class FaceData(pl.LightningDataModule):
                 self.selection = faces(source, labels, chooses).draw("val", *_draw(benchmark))
             if benchmark.path is None:
                 self.report = benchmark.open(faces(source, labels, reports) if len(reports) else None)
-            self.subset = np.flatnonzero(np.isin(labels, trained))
-            self.labels = np.searchsorted(trained, labels[self.subset])
-            self.num_classes = len(trained)
+            self.taken = take(labels, trained, self.choices)
+        self.subset, self.labels = self.taken.images, self.taken.labels
+        self.num_classes = len(self.taken.identities)
         if options.batch_size > len(self.subset):
             raise ValueError(
                 f"trainer.batch_size is {options.batch_size}, but only {len(self.subset)} images are there to train on"

@@ -41,7 +41,7 @@ from facelab.training.strategy import keep_memory, launched_rank, strategy
 from facelab.training.teaching import Teaching, taught
 
 # What a data group says beside the data set itself.
-COMMON = ("known", "inspect", "holdout", "augment", "degrade", "sampler", "albumentations", "loader")
+COMMON = ("known", "inspect", "holdout", "take", "augment", "degrade", "sampler", "albumentations", "loader")
 
 
 @dataclass
@@ -114,6 +114,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     data = FaceData(
         source,
         plain["data"]["holdout"],
+        plain["data"]["take"],
         plain["data"]["loader"],
         benchmark,
         options,
@@ -176,7 +177,7 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
             directory.start(plain)
             resumed = progress.step if directory.resumable else -1
             history = History(directory.path / "metrics.csv", resumed, progress.validated)
-            images = record_of_images(run.data.source, plain["data"]["known"], run.found)
+            images = record_of_images(run.data.source, plain["data"]["known"], run.found, run.data.taken)
             directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
             show_choices(_choices(run), str(directory.path))
         with StopRequest() as stop:
@@ -307,6 +308,7 @@ def _choices(run: Run) -> dict[str, str]:
         **({} if run.teaching is None else {"teacher": run.teaching.about}),
         "data": f"{_set(plain['data'])}: {data.num_classes:,} {who}, {len(data.subset):,} images to train on",
         **about_images(data.source, plain["data"]["known"], run.found),
+        **({"taken": str(data.taken)} if data.taken.told else {}),
         **run.sampling,
         "held out": "nobody" if data.selection is None else f"{data.selection.about} choose best.ckpt",
         "reported": f"{data.report.name}: {data.report.about}",
