@@ -52,7 +52,7 @@ class Taken:
             tail = told["long_tail"]
             words.append(f"long tail of {tail['largest']:,} to {tail['smallest']:,} images, ratio {tail['ratio']:.3g}")
             if tail["ratio"] != tail["asked"]:
-                words[-1] += f" where {tail['asked']:g} was asked for, since images are whole"
+                words[-1] += f" where {tail['asked']:g} was asked for"
             if tail["capped"]:
                 words[-1] += f" ({tail['capped']:,} identities have fewer images than their place asks for)"
         if "noise" in told:
