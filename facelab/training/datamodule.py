@@ -1,7 +1,6 @@
 """Brings a data set, the plan and the loader together, and says who is trained, held out and reported."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +8,8 @@ import pytorch_lightning as pl
 
 from facelab.benchmark.pair_files import FacePairs
 from facelab.data.albumentation import Albumentations
+from facelab.data.loading import Loading
 from facelab.data.plan import Plan
-from facelab.data.process_loader import ProcessLoader
 from facelab.data.select import take
 from facelab.data.split import hold_out
 from facelab.data.torch_loader import EvalLoader, TrainLoader
@@ -69,7 +68,7 @@ class FaceData(pl.LightningDataModule):
         holdout: `fraction` of the identities (closed set: of each one's images) that is never trained on, `seed` of
             their choice.
         choices: which of the others are trained on, `data.take`; None: all of them.
-        loader: `threads`, `prefetch` and `processes`.
+        loader: how batches come about.
         benchmark: opens the reported pair set.
         options: the trainer group; its batch_size is global.
         seed: the run's seed.
@@ -90,7 +89,7 @@ class FaceData(pl.LightningDataModule):
         source: Any,
         holdout: Mapping[str, Any],
         choices: Mapping[str, Any] | None,
-        loader: Mapping[str, Any],
+        loader: Loading,
         benchmark: Any,
         options: TrainerOptions,
         seed: int,
@@ -107,6 +106,7 @@ class FaceData(pl.LightningDataModule):
         if benchmark.path is not None:
             self.report: Any = benchmark.open(None)
         self.divide(np.ones(len(source.labels), dtype=bool))
+        self.train_dataloader()  # what it refuses is refused before images are looked at
 
     def divide(self, kept: np.ndarray) -> None:
         """Who is trained, who is held out, and the plan: of the images that are kept, (N,) bool.
@@ -184,10 +184,8 @@ class FaceData(pl.LightningDataModule):
         start = self.progress.step
         stop = min(self.steps, (start // self.interval + 1) * self.interval)
         rank, world = rank_and_world()
-        made: Any = partial(TrainLoader, threads=self.loader["threads"])
-        if self.transforms is not None:
-            made = partial(ProcessLoader, self.transforms, self.loader["processes"])
-        return made(
+        return self.loader.training(
+            self.transforms,
             source=self.source,
             subset=self.subset,
             labels=self.labels,
@@ -199,7 +197,6 @@ class FaceData(pl.LightningDataModule):
             rank=rank,
             world=world,
             pin=self.options.on_gpu,
-            prefetch=self.loader["prefetch"],
         )
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -212,15 +209,8 @@ class FaceData(pl.LightningDataModule):
 
     def _evaluation(self, images: Any) -> EvalLoader:
         rank, world = rank_and_world()
-        return EvalLoader(
-            images,
-            batch_size=max(1, self.options.batch_size // world),
-            rank=rank,
-            world=world,
-            pin=self.options.on_gpu,
-            threads=self.loader["threads"],
-            prefetch=self.loader["prefetch"],
-        )
+        batch_size = max(1, self.options.batch_size // world)
+        return self.loader.evaluation(images, batch_size, rank, world, pin=self.options.on_gpu)
 
 
 def _draw(benchmark: Any) -> tuple[int, int, int, int]:

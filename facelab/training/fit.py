@@ -101,6 +101,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
     meta = checkpoint.read_meta(directory.last) if directory.resumable else None
     progress = Progress() if meta is None else Progress(**meta["progress"])
+    loader = instantiate(config.data.loader)  # first, since it may not be installed
     source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
     augment, degrade = instantiate(config.data.augment), instantiate(config.data.degrade)
     degrade.check(source.size)
@@ -115,7 +116,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         source,
         plain["data"]["holdout"],
         plain["data"]["take"],
-        plain["data"]["loader"],
+        loader,
         benchmark,
         options,
         config.seed,
@@ -133,9 +134,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     check_learning(network, head, loss, recipe, options)
     check_classes(benchmark, loss)
     check_feedback(data.plan, config.loss, network.embedding_size)
-    found = look_at_images(
-        source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
-    )
+    found = look_at_images(source, plain["data"]["inspect"], loader.threads, directory, options.progress)
     if not found.kept.all():
         data.divide(found.kept)
     data.look()
