@@ -216,7 +216,7 @@ def test_threads_end_when_exhausted_closed_or_dropped(sources):
     list(dali(sources["rec"]))
     assert gone(before)
     iterator = iter(dali(sources["rec"]))
-    assert tasks() == before, "they start with the first batch that is asked for"
+    assert tasks() <= before, "they start with the first batch that is asked for"
     next(iterator)
     assert tasks() > before + 2
     iterator.close()
@@ -231,7 +231,7 @@ def gone(before):
     deadline = time.monotonic() + 10
     while tasks() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    return tasks() == before
+    return tasks() <= before
 
 
 def test_batches_that_are_kept_stay_as_they_were(sources):
