@@ -263,7 +263,7 @@ def test_files_that_are_missing_or_truncated(told, tmp_path):
         ("data.take.noise.fraction=1.0", "data.take.noise.fraction is 1.0: give a fraction from 0 on and below 1"),
         ("data.take.long_tail=null", "data.take.long_tail is None: change the keys below it one by one"),
         ("data.loader.threads=0", "threads is 0"),
-        ("data.loader.prefetch=x", "prefetch is 'x'"),
+        ("data.loader.prefetch=x", "data.loader.prefetch is 'x': give a value of type int"),
         ("data.augment.mirror=2", "mirror is 2: it is a probability"),
         ("nonsense", "cannot read nonsense"),
         ("nowhere.lr=1", "there is no key 'nowhere.lr': did you mean optimizer.lr?"),
