@@ -1,6 +1,8 @@
 """Files that are either complete or not there: written beside their final name, flushed to disk, then renamed."""
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +40,80 @@ def atomic(path: Path | str) -> Iterator[Path]:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> Path:
+    """The hidden folder beside `path` in which it is made."""
+    return path.with_name(UNFINISHED + path.name)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Makes a folder that belongs to this process alone until the block ends, however it ends.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.stat(folder).st_ino == os.fstat(handle).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise ValueError(f"{folder}: another process is at work there; wait until it has ended")
+        yield
+    finally:
+        os.close(handle)
+
+
+def publish_folder(folder: Path, path: Path) -> None:
+    """Gives a complete folder its final name.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    refuse_existing(path)
+    os.sync()  # all files of the folder, which may be very many
+    os.replace(folder, path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def refuse_existing(path: Path) -> None:
+    """Nothing is ever written over.
+
+    Raises:
+        FileExistsError: something has that name, and is no empty folder.
+    """
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise FileExistsError(f"{path} is there already: remove it, or give another out=FOLDER")
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Gives an empty, hidden folder beside `path`, which gets the final name when the block ends well.
+
+    A crash leaves the hidden folder behind, whose content the next attempt removes; an exception leaves nothing.
+
+    Raises:
+        FileExistsError: `path` is there already.
+        ValueError: another process is making it.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    temporary = unfinished(path)
+    with held(temporary):
+        try:
+            content = temporary / path.name
+            shutil.rmtree(content, ignore_errors=True)
+            content.mkdir()
+            yield content
+            publish_folder(content, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

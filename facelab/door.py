@@ -160,9 +160,11 @@ def _quoted(word: str) -> str:
 
 def _remove_empty(folder: Path) -> None:
     """Hydra has made the job's folder, and perhaps the one of its name: where nothing came to lie in them, they go."""
+    here = Path.cwd()
     for made in (folder, folder.parent):
-        with suppress(OSError):
-            made.rmdir()
+        if made != here and made not in here.parents:  # which Hydra has not made, empty or not
+            with suppress(OSError):
+                made.rmdir()
 
 
 def _end(line: str, code: int) -> NoReturn:

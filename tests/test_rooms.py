@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FACELAB = ROOT / "facelab"
 LEAVES = ("backbone", "head", "loss", "distill", "data", "benchmark")
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf", "wandb"}
-# These questions are answered by the room that brings all others together.
-ANSWERED_BY_TRAINING = {"trainer", "optimizer", "logger"}
+# These questions are answered by the room that brings all others together, or by the door that asks them.
+ANSWERED_BY = {"trainer": "training", "optimizer": "training", "logger": "training", "task": "prepare"}
 BINARY = {".npz", ".png", ".pyc", ".jpg", ".bin", ".gif"}
 
 
@@ -57,7 +57,7 @@ def test_imports_are_found_in_every_form(tmp_path, monkeypatch):
 def test_doors_open_at_once():
     """`--help` must not wait for torch."""
     heavy = ["torch", "numpy", "cv2", "pytorch_lightning", "wandb", "matplotlib", "rich"]
-    doors = "facelab, facelab.door, facelab.train, facelab.evaluate, facelab.export.__main__"
+    doors = "facelab, facelab.door, facelab.train, facelab.evaluate, facelab.export.__main__, facelab.prepare.__main__"
     code = f"import sys, {doors}; print([n for n in sys.argv[1:] if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
@@ -66,7 +66,7 @@ def test_doors_open_at_once():
 def test_every_choice_is_answered_by_the_room_of_its_name():
     for file in sorted((ROOT / "conf").glob("*/**/*.yaml")):
         group = file.relative_to(ROOT / "conf").parts[0]
-        room = "training" if group in ANSWERED_BY_TRAINING else group
+        room = ANSWERED_BY.get(group, group)
         targets = [line.split(":", 1)[1].strip() for line in file.read_text().splitlines() if "_target_:" in line]
         for target in targets:
             assert target.startswith((f"facelab.{room}.", "torch.nn.")), f"{file.relative_to(ROOT)}: {target}"

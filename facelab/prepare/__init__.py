@@ -1,0 +1,1 @@
+"""From photographs to a training set: detect, align, pack."""
