@@ -20,7 +20,7 @@ import simplejpeg
 from facelab.atomic import atomic
 from facelab.pixels import decode
 
-__all__ = ["Inspection", "Odd", "inspect"]
+__all__ = ["Inspection", "Odd", "inspect", "is_cut_short"]
 
 EMPTY = "empty folder"
 UNREADABLE = "unreadable"
@@ -209,7 +209,7 @@ def _kind(encoded: np.ndarray, buffer: np.ndarray) -> tuple[str | None, tuple[in
     head = encoded[:32].tobytes()
     if head[:3] == b"\xff\xd8\xff":
         return _kind_of_jpeg(encoded, buffer)
-    if _is_cut_short(head, encoded):
+    if is_cut_short(head, encoded):
         raise ValueError("is cut short")
     image = decode(encoded)
     if image is None:
@@ -243,7 +243,7 @@ def _kind_of_jpeg(encoded: np.ndarray, buffer: np.ndarray) -> tuple[str | None, 
     return _COLOURS.get(colours), (height, width)
 
 
-def _is_cut_short(head: bytes, encoded: np.ndarray) -> bool:
+def is_cut_short(head: bytes, encoded: np.ndarray) -> bool:
     """Whether a file has lost its end, by its own account; some decoders fill up what is missing and say nothing."""
     if head[:4] == b"\x89PNG":
         return b"IEND" not in encoded[-1024:].tobytes()

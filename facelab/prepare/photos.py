@@ -1,0 +1,264 @@
+"""From photographs to a training set: detect, align, pack; resumable at any moment, and complete or not there."""
+
+import csv
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facelab.atomic import atomic, held, publish_folder, refuse_existing, unfinished
+from facelab.prepare.detect import CHOICES
+from facelab.prepare.faces import WAYS
+from facelab.prepare.pack import LAYOUTS, Record
+from facelab.prepare.parts import Part, work
+from facelab.prepare.sheets import faces_sheet, failures_sheet, save
+from facelab.prepare.sources import Failure, Photographs, Records, open_source
+from facelab.training.preemption import Interrupted, StopRequest
+from facelab.training.progress import Tracker
+
+__all__ = ["prepare"]
+
+_FORMAT = 1  # of the parts, and of what is made of them
+# File names may hold bytes that are no UTF-8: they are written as they are.
+_TEXT: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+
+
+def prepare(
+    source: str,
+    out: str,
+    layout: str,
+    size: int,
+    quality: int,
+    detect: str,
+    detector: Mapping[str, Any],
+    face: str,
+    min_size: int,
+    links: str,
+    threads: int,
+    part: int,
+    sheet: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Makes a set of aligned faces; each argument is explained in conf/task/photos.yaml.
+
+    The set's folder also has faces.csv (a row for each face: where it comes from, box, points, score), failures.csv (a
+    row for each photograph without one, and why), sheet.png and failures.png, and report.json.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: an argument is wrong, or no face is found.
+        Interrupted: a signal asked to stop; the same call goes on.
+    """
+    _check(layout, detect, face, size=size, quality=quality, threads=threads, part=part, sheet=sheet)
+    photographs = open_source(source, links)
+    if len(photographs.identities) < 2:
+        raise ValueError(f"source={source}: has one identity only, {photographs.identities[0]!r}; a set needs 2")
+    make, told = WAYS[detect](detector, face, min_size=min_size, size=size, quality=quality)
+    place = Path(out).expanduser().absolute()
+    job = {"source": str(Path(source).expanduser().absolute()), "files": photographs.digest, "layout": layout}
+    job |= {"size": size, "quality": quality, "detect": detect, **told, "min_size": min_size}
+    job |= {"part": part, "sheet": sheet, "seed": seed, "opencv": cv2.__version__, "format": _FORMAT}
+    hidden = unfinished(place)
+    if _is_finished(place, job):
+        shutil.rmtree(hidden, ignore_errors=True)  # of a start that was killed just after its last word
+        print(f"{place} is finished already, of the same photographs with the same choices")
+        return
+    with held(hidden), StopRequest() as request, _one_thread_of_opencv():
+        _begin(hidden, job)
+
+        def stop(kept: int) -> None:
+            if request.received:
+                raise Interrupted(
+                    f"stopped by {request.received}; {kept:,} of {len(photographs):,} photographs are done, and the "
+                    "same command goes on from there"
+                )
+
+        with Tracker("faces", progress) as tell:
+            parts = work(photographs, make, hidden / "parts", part, threads, tell, stop)
+        with Tracker("packing", progress) as tell:
+            report = _assemble(hidden, photographs, parts, LAYOUTS[layout], job, tell)
+        publish_folder(hidden / "set", place)
+        shutil.rmtree(hidden, ignore_errors=True)
+    print(_summary(report, place))
+
+
+def _check(layout: str, detect: str, face: str, **numbers: int) -> None:
+    for name, value, known in (("layout", layout, LAYOUTS), ("detect", detect, WAYS), ("face", face, CHOICES)):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}: give one of {', '.join(known)}")
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}: give a number above 0")
+    if numbers["quality"] > 100:
+        raise ValueError(f"quality is {numbers['quality']}: give a number from 1 to 100")
+
+
+@contextmanager
+def _one_thread_of_opencv() -> Iterator[None]:
+    """Photographs are many: threads share them, and not the pixels of each."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def _is_finished(place: Path, job: dict[str, Any]) -> bool:
+    """Whether the set is there, made by the same job.
+
+    Raises:
+        FileExistsError: something else is there.
+    """
+    try:
+        there = json.loads((place / "report.json").read_text(encoding="utf-8"))["job"]
+    except (OSError, ValueError, KeyError, TypeError):
+        refuse_existing(place)
+        return False
+    if there != job:
+        raise FileExistsError(
+            f"{place} is a finished set of another job ({_differences(there, job)}): give another out="
+        )
+    return True
+
+
+def _begin(hidden: Path, job: dict[str, Any]) -> None:
+    """Makes sure that what lies in the hidden folder was begun by this very job.
+
+    Raises:
+        ValueError: it was another.
+    """
+    note = hidden / "job.json"
+    if note.exists():
+        there = json.loads(note.read_text(encoding="utf-8"))
+        if there != job:
+            raise ValueError(
+                f"{hidden} holds an unfinished set of another job ({_differences(there, job)}): start that one again, "
+                "or remove the folder, or give another out="
+            )
+    else:
+        shutil.rmtree(hidden / "parts", ignore_errors=True)
+        with atomic(note) as temporary:
+            temporary.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+    (hidden / "parts").mkdir(exist_ok=True)
+
+
+def _differences(there: Any, here: Mapping[str, Any]) -> str:
+    if not isinstance(there, dict):
+        return "its record cannot be read"
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    words = [
+        "the photographs changed" if key == "files" else f"{key} was {there.get(key)}, is {here.get(key)}"
+        for key in keys
+    ]
+    return "; ".join(words)
+
+
+def _assemble(
+    hidden: Path, source: Photographs | Records, parts: list[Part], fill: Any, job: dict[str, Any], tell: Tracker
+) -> dict[str, Any]:
+    """The finished set's folder, complete, but not yet in its place; gives its report."""
+    failures = [*source.refused, *_failures(source, parts)]
+    counts = np.zeros(len(source.identities), np.int64)
+    for outcome in (outcome for part in parts for outcome in part.outcomes if outcome.length):
+        counts[source.labels[outcome.index]] += 1
+    total, kept = int(counts.sum()), counts > 0
+    if kept.sum() < 2:
+        _write_failures(hidden / "failures.csv", failures)
+        (hidden / "job.json").unlink()  # so that another choice may begin in the same place
+        what = f"faces of one identity only were found among {len(source):,} photographs" if total else None
+        raise ValueError(
+            f"{what or f'no face was found in any of {len(source):,} photographs'}: the reasons stand in "
+            f"{hidden / 'failures.csv'}"
+        )
+    folder = hidden / "set"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    chosen = np.random.default_rng(job["seed"]).choice(total, min(total, job["sheet"]), replace=False)
+    shown: dict[int, bytes] = dict.fromkeys(chosen.tolist(), b"")
+    identities = [name for name, keep in zip(source.identities, kept, strict=True) if keep]
+    with open(folder / "faces.csv", "w", **_TEXT) as file:
+        records = _records(source, parts, np.cumsum(kept) - 1, shown, csv.writer(file))
+        fill(folder, _told(records, total, tell), identities, job["size"])
+    save(folder / "sheet.png", faces_sheet(list(shown.values()), job["size"]))
+    _write_failures(folder / "failures.csv", failures)
+    _show_failures(folder / "failures.png", source, parts, job)
+    report = {
+        "images": len(source),
+        "faces": total,
+        "identities": len(identities),
+        "identities_left_out": len(source.identities) - len(identities),
+        "failures": dict(Counter(failure.reason for failure in failures)),
+        "seconds": round(sum(part.seconds for part in parts), 1),
+        "job": job,
+    }
+    with atomic(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _records(
+    source: Photographs | Records, parts: list[Part], labels: np.ndarray, shown: dict[int, bytes], table: Any
+) -> Iterator[Record]:
+    """The faces in their order; writes a row about each, and keeps those that are to be shown."""
+    faces = (face for part in parts for face in part.faces())
+    for number, (outcome, jpeg) in enumerate(faces):
+        old = int(source.labels[outcome.index])
+        name = source.name(outcome.index)
+        if number == 0:
+            table.writerow(("identity", "name", "photograph", *outcome.about))
+        table.writerow((source.identities[old], name, source.photograph(outcome.index), *outcome.about.values()))
+        if number in shown:
+            shown[number] = jpeg
+        yield int(labels[old]), name, jpeg
+
+
+def _told(records: Iterator[Record], total: int, tell: Tracker) -> Iterator[Record]:
+    for number, record in enumerate(records, start=1):
+        yield record
+        tell(number, total)
+
+
+def _failures(source: Photographs | Records, parts: list[Part]) -> Iterator[Failure]:
+    for outcome in (outcome for part in parts for outcome in part.outcomes if not outcome.length):
+        identity = source.identities[source.labels[outcome.index]]
+        yield Failure(identity, source.photograph(outcome.index), outcome.about["reason"], outcome.about["detail"])
+
+
+def _write_failures(file: Path, failures: list[Failure]) -> None:
+    with atomic(file) as temporary, open(temporary, "w", **_TEXT) as opened:
+        writer = csv.writer(opened)
+        writer.writerow(Failure._fields)
+        writer.writerows(failures)
+
+
+def _show_failures(file: Path, source: Photographs | Records, parts: list[Part], job: dict[str, Any]) -> None:
+    """Some of the photographs without a face; no file where there are none."""
+    failed = [outcome for part in parts for outcome in part.outcomes if not outcome.length]
+    if not failed:
+        return
+    chosen = np.random.default_rng(job["seed"]).choice(len(failed), min(len(failed), job["sheet"]), replace=False)
+    tiles = []
+    for outcome in (failed[number] for number in chosen.tolist()):
+        try:
+            encoded = source.encoded(outcome.index)
+        except (OSError, ValueError):
+            encoded = np.empty(0, np.uint8)
+        tiles.append((encoded, outcome.about["reason"], outcome.about["detail"]))
+    save(file, failures_sheet(tiles))
+
+
+def _summary(report: Mapping[str, Any], place: Path) -> str:
+    lines = [f"{report['faces']:,} faces of {report['identities']:,} identities, of {report['images']:,} photographs"]
+    if report["failures"]:
+        lines[0] += "; left out: " + ", ".join(f"{count:,} {reason}" for reason, count in report["failures"].items())
+        lines[0] += ", all named in failures.csv"
+    if report["identities_left_out"]:
+        lines.append(f"{report['identities_left_out']:,} identities have no face, and are left out")
+    return "\n".join([*lines, f"look at {place / 'sheet.png'}", f"\nset  {place}"])
