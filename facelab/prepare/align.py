@@ -23,10 +23,12 @@ def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
         ValueError: when all points are one, or not finite.
     """
     points, target = np.asarray(points, np.float64), np.asarray(target, np.float64)
+    if not np.isfinite(points).all():
+        raise ValueError("the points of a face must be finite and differ")
     middle, goal = points.mean(0), target.mean(0)
     x, y = points - middle, target - goal
     spread = (x * x).sum()
-    if not 0 < spread < np.inf:
+    if not spread > 0:
         raise ValueError("the points of a face must be finite and differ")
     a = (x * y).sum() / spread
     b = (x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0]).sum() / spread

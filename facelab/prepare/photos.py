@@ -59,7 +59,8 @@ def prepare(
     photographs = open_source(source, links)
     if len(photographs.identities) < 2:
         raise ValueError(f"source={source}: has one identity only, {photographs.identities[0]!r}; a set needs 2")
-    make, told = WAYS[detect](detector, face, min_size=min_size, size=size, quality=quality)
+    with _quiet_opencv():
+        make, told = WAYS[detect](detector, face, min_size=min_size, size=size, quality=quality)
     place = Path(out).expanduser().absolute()
     job = {"source": str(Path(source).expanduser().absolute()), "files": photographs.digest, "layout": layout}
     job |= {"size": size, "quality": quality, "detect": detect, **told, "min_size": min_size}
@@ -69,7 +70,7 @@ def prepare(
         shutil.rmtree(hidden, ignore_errors=True)  # of a start that was killed just after its last word
         print(f"{place} is finished already, of the same photographs with the same choices")
         return
-    with held(hidden), StopRequest() as request, _one_thread_of_opencv():
+    with held(hidden), StopRequest() as request, _quiet_opencv():
         _begin(hidden, job)
 
         def stop(kept: int) -> None:
@@ -100,14 +101,16 @@ def _check(layout: str, detect: str, face: str, **numbers: int) -> None:
 
 
 @contextmanager
-def _one_thread_of_opencv() -> Iterator[None]:
-    """Photographs are many: threads share them, and not the pixels of each."""
-    before = cv2.getNumThreads()
+def _quiet_opencv() -> Iterator[None]:
+    """One thread of its own, since ours share the photographs; no remarks on each of them, nor on each network."""
+    threads, level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
     cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     try:
         yield
     finally:
-        cv2.setNumThreads(before)
+        cv2.setNumThreads(threads)
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _is_finished(place: Path, job: dict[str, Any]) -> bool:
