@@ -13,11 +13,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from facelab.distill.base import Shapes
+from facelab.prepare.detect import YuNet
 from facelab.training import network, objective, teaching
 from facelab.training.fit import COMMON
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
+TASKS = [path.stem for path in FILES if path.parts[0] == "task"]  # of facelab.prepare, with another primary file
 # Compositions of many groups, and another program's own: they compose, and hold nothing of their own to build.
 NOT_BUILT = ("experiment", "sweeps", "hydra")
 # What the code hands over, beside the keys.
@@ -85,7 +87,7 @@ def composer():
         yield
 
 
-@pytest.fixture(scope="module", params=FILES, ids=str)
+@pytest.fixture(scope="module", params=[path for path in FILES if path.parts[0] != "task"], ids=str)
 def composed(request, placeholders, composer):
     """(group, name, the whole configuration with that option)."""
     group, name = option(request.param)
@@ -203,6 +205,19 @@ def test_an_evaluation_begins_without_a_backbone_and_with_the_values_of_a_traini
     assert dict(config.loader) == {key: training.data.loader[key] for key in config.loader}
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_tasks_keys_are_its_functions(task, composer):
+    config = OmegaConf.to_container(hydra.compose("prepare", [f"task={task}"]))
+    parameters = inspect.signature(get_object(config["_target_"])).parameters
+    assert set(config) - {"_target_"} == set(parameters)
+    assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values())
+
+
+def test_a_detectors_keys_are_its_constructors(composer):
+    keys = hydra.compose("prepare").detector.keys()
+    assert set(keys) == set(inspect.signature(YuNet).parameters)
+
+
 def test_augmentation_of_every_data_set(composer):
     assert instantiate(hydra.compose("config").data.augment).draws > 0
     images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
@@ -235,7 +250,9 @@ def unexplained(text):
     return [line for line in lines if KEY.match(line) and not re.search(r"\s#\s*\S", line)]
 
 
-@pytest.mark.parametrize("path", [Path("config.yaml"), Path("evaluate.yaml"), Path("export.yaml"), *FILES], ids=str)
+@pytest.mark.parametrize(
+    "path", [Path("config.yaml"), Path("evaluate.yaml"), Path("export.yaml"), Path("prepare.yaml"), *FILES], ids=str
+)
 def test_every_value_is_explained(path):
     text = (CONF / path).read_text()
     assert unexplained(text) == []

@@ -43,6 +43,7 @@ DOORS = {
     "facelab.train": "config",
     "facelab.evaluate": "evaluate",
     "facelab.export": "export",
+    "facelab.prepare": "prepare",
 }  # module → its primary configuration
 NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")  # the first line of a block that is a file
 
@@ -159,8 +160,9 @@ def known_keys():
         group = file.parent.relative_to(CONF).as_posix()
         if group.split("/")[0] in ("experiment", "sweeps", "hydra"):
             continue
-        tree = yaml.safe_load(file.read_text()) or {}
-        found |= set(paths(tree, "" if group == "." else group.replace("/", ".") + "."))
+        text = file.read_text()
+        top = group == "." or text.startswith("# @package _global_")
+        found |= set(paths(yaml.safe_load(text) or {}, "" if top else group.replace("/", ".") + "."))
     return {key for key in found if "defaults" not in key}
 
 

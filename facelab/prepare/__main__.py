@@ -12,7 +12,7 @@ def run(config: Any) -> None:
 
     choices: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
-    from facelab.training.options import check_kinds
+    from facelab.kinds import check_kinds
 
     check_kinds(choices)
     get_method(choices.pop("_target_"))(**choices)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from facelab.kinds import check_kind
 from facelab.prepare.detector_file import detector_file, published
-from facelab.training.options import check_kind
 
 __all__ = ["CHOICES", "Face", "YuNet"]
 
@@ -83,10 +83,11 @@ class YuNet:
             raise ValueError(f"detector.threshold is {threshold}: give a score between 0 and 1")
         if min([longest_side, *again]) < _SMALLEST:
             raise ValueError(f"detector.longest_side and again are {[longest_side, *again]}: give {_SMALLEST} or more")
-        self._content = np.frombuffer(detector_file(model), np.uint8)
+        content = detector_file(model)
+        self._content = np.frombuffer(content, np.uint8)
         self._threshold, self._sides = threshold, (longest_side, *again)
         self._own = threading.local()
-        self.sha256 = hashlib.sha256(self._content).hexdigest()
+        self.sha256 = hashlib.sha256(content).hexdigest()
         try:
             self._network().detect(np.zeros((_SMALLEST, _SMALLEST, 3), np.uint8))
         except cv2.error as error:

@@ -21,7 +21,7 @@ from facelab.prepare.photograph import Unusable
 __all__ = ["Made", "Outcome", "Part", "work"]
 
 _CHUNK = 8  # images that a thread takes at once
-_AHEAD = 4  # chunks for each thread that may be done before their turn
+_AHEAD = 32  # chunks for each thread that may be done before their turn, while a part goes to disk
 
 
 class Made(NamedTuple):
@@ -35,12 +35,12 @@ class Outcome(NamedTuple):
     """What became of an image.
 
     Attributes:
-        index: its number in the source.
+        image: its number in the source.
         length: bytes of the JPEG, 0 where there is none.
         about: of a face, else {"reason": …, "detail": …}.
     """
 
-    index: int
+    image: int
     length: int
     about: dict[str, Any]
 

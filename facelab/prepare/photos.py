@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from facelab.prepare.faces import WAYS
 from facelab.prepare.pack import LAYOUTS, Record
 from facelab.prepare.parts import Part, work
 from facelab.prepare.sheets import faces_sheet, failures_sheet, save
-from facelab.prepare.sources import Failure, Photographs, Records, open_source
+from facelab.prepare.sources import SHEETS, Failure, Photographs, Records, open_source
+from facelab.tracking import Tracker
 from facelab.training.preemption import Interrupted, StopRequest
-from facelab.training.progress import Tracker
 
 __all__ = ["prepare"]
 
@@ -42,7 +43,7 @@ def prepare(
     links: str,
     threads: int,
     part: int,
-    sheet: int,
+    shown: int,
     seed: int,
     progress: bool,
 ) -> None:
@@ -55,16 +56,16 @@ def prepare(
         ValueError, FileNotFoundError, FileExistsError: an argument is wrong, or no face is found.
         Interrupted: a signal asked to stop; the same call goes on.
     """
-    _check(layout, detect, face, size=size, quality=quality, threads=threads, part=part, sheet=sheet)
+    _check(layout, detect, face, size=size, quality=quality, threads=threads, part=part, shown=shown)
     photographs = open_source(source, links)
     if len(photographs.identities) < 2:
         raise ValueError(f"source={source}: has one identity only, {photographs.identities[0]!r}; a set needs 2")
     with _quiet_opencv():
         make, told = WAYS[detect](detector, face, min_size=min_size, size=size, quality=quality)
     place = Path(out).expanduser().absolute()
-    job = {"source": str(Path(source).expanduser().absolute()), "files": photographs.digest, "layout": layout}
-    job |= {"size": size, "quality": quality, "detect": detect, **told, "min_size": min_size}
-    job |= {"part": part, "sheet": sheet, "seed": seed, "opencv": cv2.__version__, "format": _FORMAT}
+    job = {"source": str(Path(source).expanduser().absolute()), "files": photographs.digest, "layout": layout, **told}
+    job |= {"size": size, "quality": quality, "detect": detect, "min_size": min_size, "part": part, "shown": shown}
+    job |= {"seed": seed, "opencv": cv2.__version__, "format": _FORMAT}
     hidden = unfinished(place)
     if _is_finished(place, job):
         shutil.rmtree(hidden, ignore_errors=True)  # of a start that was killed just after its last word
@@ -72,14 +73,7 @@ def prepare(
         return
     with held(hidden), StopRequest() as request, _quiet_opencv():
         _begin(hidden, job)
-
-        def stop(kept: int) -> None:
-            if request.received:
-                raise Interrupted(
-                    f"stopped by {request.received}; {kept:,} of {len(photographs):,} photographs are done, and the "
-                    "same command goes on from there"
-                )
-
+        stop = partial(_stop_where_asked, request, len(photographs))
         with Tracker("faces", progress) as tell:
             parts = work(photographs, make, hidden / "parts", part, threads, tell, stop)
         with Tracker("packing", progress) as tell:
@@ -87,6 +81,14 @@ def prepare(
         publish_folder(hidden / "set", place)
         shutil.rmtree(hidden, ignore_errors=True)
     print(_summary(report, place))
+
+
+def _stop_where_asked(request: StopRequest, total: int, kept: int) -> None:
+    if request.received:
+        raise Interrupted(
+            f"stopped by {request.received}; {kept:,} of {total:,} photographs are done, and the same command goes on "
+            "from there"
+        )
 
 
 def _check(layout: str, detect: str, face: str, **numbers: int) -> None:
@@ -170,7 +172,7 @@ def _assemble(
     failures = [*source.refused, *_failures(source, parts)]
     counts = np.zeros(len(source.identities), np.int64)
     for outcome in (outcome for part in parts for outcome in part.outcomes if outcome.length):
-        counts[source.labels[outcome.index]] += 1
+        counts[source.labels[outcome.image]] += 1
     total, kept = int(counts.sum()), counts > 0
     if kept.sum() < 2:
         _write_failures(hidden / "failures.csv", failures)
@@ -183,15 +185,15 @@ def _assemble(
     folder = hidden / "set"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    chosen = np.random.default_rng(job["seed"]).choice(total, min(total, job["sheet"]), replace=False)
-    shown: dict[int, bytes] = dict.fromkeys(chosen.tolist(), b"")
+    chosen = np.random.default_rng(job["seed"]).choice(total, min(total, job["shown"]), replace=False)
+    picked: dict[int, bytes] = dict.fromkeys(chosen.tolist(), b"")
     identities = [name for name, keep in zip(source.identities, kept, strict=True) if keep]
     with open(folder / "faces.csv", "w", **_TEXT) as file:
-        records = _records(source, parts, np.cumsum(kept) - 1, shown, csv.writer(file))
+        records = _records(source, parts, np.cumsum(kept) - 1, picked, csv.writer(file))
         fill(folder, _told(records, total, tell), identities, job["size"])
-    save(folder / "sheet.png", faces_sheet(list(shown.values()), job["size"]))
+    save(folder / SHEETS[0], faces_sheet(list(picked.values()), job["size"]))
     _write_failures(folder / "failures.csv", failures)
-    _show_failures(folder / "failures.png", source, parts, job)
+    _show_failures(folder / SHEETS[1], source, parts, job)
     report = {
         "images": len(source),
         "faces": total,
@@ -207,18 +209,18 @@ def _assemble(
 
 
 def _records(
-    source: Photographs | Records, parts: list[Part], labels: np.ndarray, shown: dict[int, bytes], table: Any
+    source: Photographs | Records, parts: list[Part], labels: np.ndarray, picked: dict[int, bytes], table: Any
 ) -> Iterator[Record]:
     """The faces in their order; writes a row about each, and keeps those that are to be shown."""
     faces = (face for part in parts for face in part.faces())
     for number, (outcome, jpeg) in enumerate(faces):
-        old = int(source.labels[outcome.index])
-        name = source.name(outcome.index)
+        old = int(source.labels[outcome.image])
+        name = source.name(outcome.image)
         if number == 0:
             table.writerow(("identity", "name", "photograph", *outcome.about))
-        table.writerow((source.identities[old], name, source.photograph(outcome.index), *outcome.about.values()))
-        if number in shown:
-            shown[number] = jpeg
+        table.writerow((source.identities[old], name, source.photograph(outcome.image), *outcome.about.values()))
+        if number in picked:
+            picked[number] = jpeg
         yield int(labels[old]), name, jpeg
 
 
@@ -230,8 +232,8 @@ def _told(records: Iterator[Record], total: int, tell: Tracker) -> Iterator[Reco
 
 def _failures(source: Photographs | Records, parts: list[Part]) -> Iterator[Failure]:
     for outcome in (outcome for part in parts for outcome in part.outcomes if not outcome.length):
-        identity = source.identities[source.labels[outcome.index]]
-        yield Failure(identity, source.photograph(outcome.index), outcome.about["reason"], outcome.about["detail"])
+        identity = source.identities[source.labels[outcome.image]]
+        yield Failure(identity, source.photograph(outcome.image), outcome.about["reason"], outcome.about["detail"])
 
 
 def _write_failures(file: Path, failures: list[Failure]) -> None:
@@ -246,11 +248,11 @@ def _show_failures(file: Path, source: Photographs | Records, parts: list[Part],
     failed = [outcome for part in parts for outcome in part.outcomes if not outcome.length]
     if not failed:
         return
-    chosen = np.random.default_rng(job["seed"]).choice(len(failed), min(len(failed), job["sheet"]), replace=False)
+    chosen = np.random.default_rng(job["seed"]).choice(len(failed), min(len(failed), job["shown"]), replace=False)
     tiles = []
     for outcome in (failed[number] for number in chosen.tolist()):
         try:
-            encoded = source.encoded(outcome.index)
+            encoded = source.encoded(outcome.image)
         except (OSError, ValueError):
             encoded = np.empty(0, np.uint8)
         tiles.append((encoded, outcome.about["reason"], outcome.about["detail"]))
@@ -264,4 +266,4 @@ def _summary(report: Mapping[str, Any], place: Path) -> str:
         lines[0] += ", all named in failures.csv"
     if report["identities_left_out"]:
         lines.append(f"{report['identities_left_out']:,} identities have no face, and are left out")
-    return "\n".join([*lines, f"look at {place / 'sheet.png'}", f"\nset  {place}"])
+    return "\n".join([*lines, f"look at {place / SHEETS[0]}", f"\nset  {place}"])

@@ -20,7 +20,7 @@ _GREY = 96
 
 def faces_sheet(jpegs: Sequence[bytes], size: int) -> np.ndarray:
     """Aligned faces side by side, (H,W,3) uint8, BGR."""
-    tiles = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) for jpeg in jpegs]
+    tiles = [read(np.frombuffer(jpeg, np.uint8)) for jpeg in jpegs]
     return _grid(tiles, size, size)
 
 

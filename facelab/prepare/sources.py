@@ -20,6 +20,7 @@ from facelab.prepare.pack import check_name
 __all__ = ["LINKS", "Failure", "Photographs", "Records", "open_source"]
 
 LINKS = ("refuse", "follow")
+SHEETS = ("sheet.png", "failures.png")  # which facelab.prepare lays beside its folders
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _LAYOUTS = "a folder with one folder for each identity, a list of path and identity, or a set with train.rec"
 _LONGEST_NAME = 200  # bytes of a packed image's name
@@ -154,7 +155,7 @@ def _walk(root: Path, links: str) -> tuple[dict[str, list[_File]], list[Failure]
     refused: list[Failure] = []
     for person in _entries(root):
         if not _is_in_place(person, root, links) or not person.is_dir():
-            if person.name.lower().endswith(ENDINGS):
+            if person.name.lower().endswith(ENDINGS) and person.name not in SHEETS:
                 refused.append(Failure("", person.name, "not in an identity's folder", ""))
             continue
         files = []

@@ -2,21 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
-SECONDS_BETWEEN_LINES = 15  # where the output is a file, a line now and then stands for the bar
+from facelab.tracking import SECONDS_BETWEEN_LINES, Rate, Tracker, console, track
 
-
-def console() -> Console:
-    """Where the program talks: standard output, as wide as the terminal, at least 100 columns in a file."""
-    return Console(width=None if sys.stdout.isatty() else 110, highlight=False, soft_wrap=False)
+__all__ = ["Display", "Tracker", "console", "show_choices", "show_result", "track"]
 
 
 def show_choices(rows: Mapping[str, str], where: str) -> None:
@@ -52,71 +47,6 @@ def _value(name: str, value: float, std: float | None) -> str:
     return f"{100 * value:.2f} %" if share else f"{value:,.4g}" if value < 100 else f"{value:,.0f}"
 
 
-class _Rate(ProgressColumn):
-    """Images a second, over the last seconds."""
-
-    def render(self, task: Any) -> Text:
-        return Text(f"{task.fields.get('rate', 0):,.0f} images/s", style="cyan")
-
-
-def track(batches: Iterable[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:
-    """The batches, with a bar of images, images/s and the time left; lines now and then where nobody watches.
-
-    Args:
-        batches: each with `images`.
-        total: images in all of them.
-        what: is being done, a word in front of the bar.
-        enabled: false shows nothing.
-    """
-    done = 0
-    with Tracker(what, enabled) as tell:
-        for batch in batches:
-            yield batch
-            done += len(batch.images)
-            tell(done, total)
-
-
-class Tracker:
-    """How far work on images is: a bar, or lines now and then where nobody watches; nothing within the first second.
-
-    Args:
-        what: is being done, a word in front of the bar.
-        enabled: false shows nothing.
-    """
-
-    def __init__(self, what: str, enabled: bool):
-        self.what, self.enabled = what, enabled
-        self.began = self.spoken = time.perf_counter()
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> "Tracker":
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many of all images are done."""
-        now = time.perf_counter()
-        if not self.enabled or now - self.began < 1:
-            return
-        rate = done / (now - self.began)
-        if sys.stdout.isatty():
-            if self._bar is None:
-                words = TextColumn("{task.completed:,}/{task.total:,} images")
-                columns = (TextColumn(self.what), BarColumn(), words, _Rate(), TimeRemainingColumn())
-                self._bar = Progress(*columns, console=console(), transient=True)
-                self._bar.start()
-                self._bar.add_task(self.what, total=total, rate=rate)
-            self._bar.update(self._bar.task_ids[0], completed=done, rate=rate)
-        elif now - self.spoken > SECONDS_BETWEEN_LINES:
-            self.spoken = now
-            left = (total - done) / rate
-            line = f"{self.what}  {done:,}/{total:,} images  {rate:,.0f} images/s  {left:.0f} s left"
-            print(line, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
 class Display(pl.Callback):
     """A bar with epoch, loss, held-out accuracy, images/s and the time left; plain lines where nobody watches.
 
@@ -145,7 +75,7 @@ class Display(pl.Callback):
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total}"),
                 TextColumn("loss {task.fields[loss]}  held-out {task.fields[accuracy]}"),
-                _Rate(),
+                Rate(),
                 TimeRemainingColumn(),
             )
             self._bar = Progress(*columns, console=console(), refresh_per_second=4)

@@ -43,7 +43,7 @@ def choices(source, out, **given):
     with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("prepare", [f"source='{source}'", f"out='{out}'"]))
     del config["_target_"]
-    return {**config, "detect": "none", "size": SIZE, "part": 4, "sheet": 6, "progress": False, **given}
+    return {**config, "detect": "none", "size": SIZE, "part": 4, "shown": 6, "progress": False, **given}
 
 
 def rows(file):
@@ -229,7 +229,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
     root = fill(tmp_path / "in", people=6, each=8)
     (root / "p1" / "0.jpg").write_bytes(b"")
     (tmp_path / "sets").mkdir()
-    options = ("detect=none", f"size={SIZE}", "part=8", "sheet=6")
+    options = ("detect=none", f"size={SIZE}", "part=8", "shown=6")
     starts = killed(tmp_path / "sets", 14, f"source='{root}'", *options)
     assert sum(start["status"] == signal.SIGKILL for start in starts) == 14
     assert len({start["start"] for start in starts if start["status"] == signal.SIGKILL}) >= 6

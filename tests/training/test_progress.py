@@ -4,15 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from facelab.training import progress
-from facelab.training.progress import Tracker, track
+from facelab import tracking
+from facelab.tracking import Tracker, track
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test turns."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
@@ -31,7 +31,7 @@ def test_not_a_line_for_every_batch(clock, capsys):
         for done in range(1, 301):
             clock.now += 0.1
             tell(done, 300)
-    assert 1 <= len(capsys.readouterr().out.splitlines()) <= 30 / progress.SECONDS_BETWEEN_LINES
+    assert 1 <= len(capsys.readouterr().out.splitlines()) <= 30 / tracking.SECONDS_BETWEEN_LINES
 
 
 @pytest.mark.parametrize(("enabled", "seconds"), [(False, 1000), (True, 0.01)])
@@ -47,8 +47,8 @@ def test_somebody_who_watches_sees_a_bar(clock, monkeypatch):
     from rich.console import Console
 
     drawn = Console(force_terminal=True, width=100, record=True)
-    monkeypatch.setattr(progress, "console", lambda: drawn)
-    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(tracking, "console", lambda: drawn)
+    monkeypatch.setattr(tracking.sys.stdout, "isatty", lambda: True, raising=False)
     with Tracker("embedding", True) as tell:
         clock.now += 2
         tell(100, 400)
