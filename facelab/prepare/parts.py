@@ -7,7 +7,7 @@ other. It has its name only when it is complete, and lies in a hidden folder bes
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,16 +47,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A part's file.
+    """A part's file. What it says of its images is read again whenever it is asked for: there may be very many.
 
     Attributes:
         file: its place.
-        outcomes: of its images, in their order.
         seconds: that it took.
     """
 
     file: Path
-    outcomes: list[Outcome]
     seconds: float
 
     @classmethod
@@ -65,18 +63,23 @@ class Part:
         try:
             with open(file, "rb") as opened:
                 line = opened.readline()
-                head = json.loads(line)
-            outcomes = [Outcome(*fields) for fields in head["outcomes"]]
-            complete = file.stat().st_size == len(line) + sum(outcome.length for outcome in outcomes)
-            return cls(file, outcomes, head["seconds"]) if complete else None
+            head = json.loads(line)
+            complete = file.stat().st_size == len(line) + sum(length for _, length, _ in head["outcomes"])
+            return cls(file, head["seconds"]) if complete else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def outcomes(self) -> list[Outcome]:
+        """What became of its images, in their order."""
+        with open(self.file, "rb") as opened:
+            return [Outcome(*fields) for fields in json.loads(opened.readline())["outcomes"]]
+
     def faces(self) -> Iterator[tuple[Outcome, bytes]]:
         """Its faces, in their order."""
+        outcomes = self.outcomes()
         with open(self.file, "rb") as opened:
             opened.readline()
-            for outcome in self.outcomes:
+            for outcome in outcomes:
                 if outcome.length:
                     yield outcome, opened.read(outcome.length)
 
@@ -108,11 +111,11 @@ def work(
     parts = [Part.read(folder / _name(number)) for number in range(len(ranges))]
     missing = [number for number, part in enumerate(parts) if part is None]
     todo = sum(len(ranges[number]) for number in missing)
-    chunks = [
+    chunks = (
         (number, ranges[number][first : first + _CHUNK])
         for number in missing
         for first in range(0, len(ranges[number]), _CHUNK)
-    ]
+    )
     done, kept, began = 0, len(source) - todo, time.perf_counter()
     results: list[tuple[int, Made | Unusable]] = []
     for (number, chunk), made in _in_order(lambda item: _make(source, make, item[1]), chunks, threads):
@@ -163,10 +166,10 @@ def _write(file: Path, results: Sequence[tuple[int, Made | Unusable]], seconds: 
     with atomic(file) as temporary, open(temporary, "wb") as opened:
         opened.write(json.dumps({"outcomes": outcomes, "seconds": seconds}).encode() + b"\n")
         opened.writelines(made.jpeg for _, made in results if isinstance(made, Made))
-    return Part(file, outcomes, seconds)
+    return Part(file, seconds)
 
 
-def _in_order(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> Iterator[tuple[Any, Any]]:
+def _in_order(function: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[tuple[Any, Any]]:
     """Each item with what the function makes of it, in their order; threads work a little ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="facelab-prepare")
     waiting: deque[tuple[Any, Future]] = deque()

@@ -4,7 +4,7 @@ import csv
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from facelab.atomic import atomic, held, publish_folder, refuse_existing, unfini
 from facelab.prepare.detect import CHOICES
 from facelab.prepare.faces import WAYS
 from facelab.prepare.pack import LAYOUTS, Record
-from facelab.prepare.parts import Part, work
+from facelab.prepare.parts import Outcome, Part, work
 from facelab.prepare.sheets import faces_sheet, failures_sheet, save
 from facelab.prepare.sources import SHEETS, Failure, Photographs, Records, open_source
 from facelab.tracking import Tracker
@@ -62,10 +62,13 @@ def prepare(
         raise ValueError(f"source={source}: has one identity only, {photographs.identities[0]!r}; a set needs 2")
     with _quiet_opencv():
         make, told = WAYS[detect](detector, face, min_size=min_size, size=size, quality=quality)
-    place = Path(out).expanduser().absolute()
-    job = {"source": str(Path(source).expanduser().absolute()), "files": photographs.digest, "layout": layout, **told}
+    place, origin = Path(out).expanduser().absolute(), Path(source).expanduser().absolute()
+    if origin.is_dir() and place.resolve().is_relative_to(origin.resolve()):
+        raise ValueError(f"out={out} lies inside of source={source}, and would be part of it: give another place")
+    job = {"source": str(origin), "files": photographs.digest, "layout": layout, **told}
     job |= {"size": size, "quality": quality, "detect": detect, "min_size": min_size, "part": part, "shown": shown}
     job |= {"seed": seed, "opencv": cv2.__version__, "format": _FORMAT}
+    job = json.loads(json.dumps(job))  # as it will be read again
     hidden = unfinished(place)
     if _is_finished(place, job):
         shutil.rmtree(hidden, ignore_errors=True)  # of a start that was killed just after its last word
@@ -73,11 +76,14 @@ def prepare(
         return
     with held(hidden), StopRequest() as request, _quiet_opencv():
         _begin(hidden, job)
+        begun = len(list((hidden / "parts").glob("*.part")))
+        if begun:
+            print(f"going on: {begun:,} parts of {part:,} photographs are done", flush=True)
         stop = partial(_stop_where_asked, request, len(photographs))
         with Tracker("faces", progress) as tell:
             parts = work(photographs, make, hidden / "parts", part, threads, tell, stop)
         with Tracker("packing", progress) as tell:
-            report = _assemble(hidden, photographs, parts, LAYOUTS[layout], job, tell)
+            report = _assemble(hidden, photographs, parts, LAYOUTS[layout], job, tell, stop)
         publish_folder(hidden / "set", place)
         shutil.rmtree(hidden, ignore_errors=True)
     print(_summary(report, place))
@@ -166,12 +172,18 @@ def _differences(there: Any, here: Mapping[str, Any]) -> str:
 
 
 def _assemble(
-    hidden: Path, source: Photographs | Records, parts: list[Part], fill: Any, job: dict[str, Any], tell: Tracker
+    hidden: Path,
+    source: Photographs | Records,
+    parts: list[Part],
+    fill: Callable[..., int],
+    job: dict[str, Any],
+    tell: Callable[[int, int], None],
+    stop: Callable[[int], None],
 ) -> dict[str, Any]:
     """The finished set's folder, complete, but not yet in its place; gives its report."""
     failures = [*source.refused, *_failures(source, parts)]
     counts = np.zeros(len(source.identities), np.int64)
-    for outcome in (outcome for part in parts for outcome in part.outcomes if outcome.length):
+    for outcome in _outcomes(parts, faces=True):
         counts[source.labels[outcome.image]] += 1
     total, kept = int(counts.sum()), counts > 0
     if kept.sum() < 2:
@@ -190,7 +202,7 @@ def _assemble(
     identities = [name for name, keep in zip(source.identities, kept, strict=True) if keep]
     with open(folder / "faces.csv", "w", **_TEXT) as file:
         records = _records(source, parts, np.cumsum(kept) - 1, picked, csv.writer(file))
-        fill(folder, _told(records, total, tell), identities, job["size"])
+        fill(folder, _told(records, total, tell, partial(stop, len(source))), identities, job["size"])
     save(folder / SHEETS[0], faces_sheet(list(picked.values()), job["size"]))
     _write_failures(folder / "failures.csv", failures)
     _show_failures(folder / SHEETS[1], source, parts, job)
@@ -206,6 +218,11 @@ def _assemble(
     with atomic(folder / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _outcomes(parts: list[Part], faces: bool) -> Iterator[Outcome]:
+    """Of all images with a face, or of all without."""
+    return (outcome for part in parts for outcome in part.outcomes() if (outcome.length > 0) == faces)
 
 
 def _records(
@@ -224,14 +241,18 @@ def _records(
         yield int(labels[old]), name, jpeg
 
 
-def _told(records: Iterator[Record], total: int, tell: Tracker) -> Iterator[Record]:
+def _told(
+    records: Iterator[Record], total: int, tell: Callable[[int, int], None], stop: Callable[[], None]
+) -> Iterator[Record]:
+    """The same, while somebody is told how far it is, and may stop it."""
     for number, record in enumerate(records, start=1):
         yield record
         tell(number, total)
+        stop()
 
 
 def _failures(source: Photographs | Records, parts: list[Part]) -> Iterator[Failure]:
-    for outcome in (outcome for part in parts for outcome in part.outcomes if not outcome.length):
+    for outcome in _outcomes(parts, faces=False):
         identity = source.identities[source.labels[outcome.image]]
         yield Failure(identity, source.photograph(outcome.image), outcome.about["reason"], outcome.about["detail"])
 
@@ -245,7 +266,7 @@ def _write_failures(file: Path, failures: list[Failure]) -> None:
 
 def _show_failures(file: Path, source: Photographs | Records, parts: list[Part], job: dict[str, Any]) -> None:
     """Some of the photographs without a face; no file where there are none."""
-    failed = [outcome for part in parts for outcome in part.outcomes if not outcome.length]
+    failed = list(_outcomes(parts, faces=False))
     if not failed:
         return
     chosen = np.random.default_rng(job["seed"]).choice(len(failed), min(len(failed), job["shown"]), replace=False)

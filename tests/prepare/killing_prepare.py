@@ -112,6 +112,8 @@ def main() -> None:
     del config["_target_"]
     status, alone = start(config, None, 0, None)
     print(json.dumps({"start": "undisturbed", "status": status}), flush=True)
+    if status != 0:
+        sys.exit("it does not even end undisturbed")
     expected = digests(folder / "alone")
     chance, killed = random.Random(seed), folder / "killed"
     config["out"] = str(killed)

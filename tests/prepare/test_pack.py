@@ -101,6 +101,23 @@ def test_our_reader_gives_the_same_bytes(tmp_path):
         assert faces.load(number).shape == (SIZE, SIZE, 3)
 
 
+def test_dali_gives_the_same_bytes(tmp_path):
+    """Of an index of the images alone: identity records have none, and DALI stops at them."""
+    dali = pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (pip install 'facelab[dali]')")
+    write_pack(tmp_path / "set", RECORDS, NAMES, SIZE)
+    lines = (tmp_path / "set" / "train.idx").read_text().splitlines()
+    (tmp_path / "images.idx").write_text("\n".join(lines[1 : 1 + len(RECORDS)]) + "\n")
+    pipeline = dali.Pipeline(batch_size=len(RECORDS), num_threads=1, device_id=None)
+    with pipeline:
+        read = dali.fn.readers.mxnet(path=str(tmp_path / "set" / "train.rec"), index_path=str(tmp_path / "images.idx"))
+        pipeline.set_outputs(*read)
+    pipeline.build()
+    images, labels = pipeline.run()
+    for number, (label, _, content) in enumerate(RECORDS):
+        assert np.array(images[number]).tobytes() == content
+        assert np.array(labels[number]).tolist() == [label]
+
+
 PIECES = st.lists(st.one_of(st.just(MAGIC), st.binary(max_size=9)), max_size=12).map(b"".join)
 
 

@@ -163,7 +163,7 @@ class Stopping:
         return Keeper(20, SIZE, 95)(encoded)
 
 
-def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path, monkeypatch):
+def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path, monkeypatch, capsys):
     job = choices(fill(tmp_path / "in", people=8, each=8), tmp_path / "out", threads=1, part=8)
     maker = Stopping(after=30)
     monkeypatch.setitem(photos.WAYS, "none", lambda *args, **options: (maker, {}))
@@ -179,7 +179,8 @@ def test_it_goes_on_where_it_was_stopped_and_makes_nothing_twice(tmp_path, monke
     maker = Stopping(after=0)
     photos.prepare(**job)
     assert maker.made == 64 - kept + 8
-    photos.prepare(**{**job, "out": str(tmp_path / "alone")})
+    assert "going on: " in capsys.readouterr().out
+    photos.prepare(**{**job, "out": str(tmp_path / "alone"), "threads": 3})
     assert (tmp_path / "out" / "train.rec").read_bytes() == (tmp_path / "alone" / "train.rec").read_bytes()
 
 
@@ -205,6 +206,12 @@ def test_a_wrong_value_is_refused_before_anything_is_done(tmp_path, given, messa
     with pytest.raises(ValueError, match=message):
         photos.prepare(**choices(fill(tmp_path / "in", 2, 1), tmp_path / "out", **given))
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_set_does_not_lie_among_its_photographs(tmp_path):
+    root = fill(tmp_path / "in", 2, 2)
+    with pytest.raises(ValueError, match=r"out=.*p0/set lies inside of source="):
+        photos.prepare(**choices(root, root / "p0" / "set"))
 
 
 def test_one_identity_is_no_set(tmp_path):
