@@ -123,7 +123,7 @@ def read_bin(path: Path, name: str, folds: int, size: int) -> PairSet:
     if not isinstance(content, list) or len(content) != 2:
         raise ValueError(f"{path}: holds no (images, labels); a pair .bin is a pickle of two lists")
     images, labels = content
-    if not isinstance(images, list) or not isinstance(labels, (list, np.ndarray)) or len(images) != 2 * len(labels):
+    if not isinstance(images, list) or not _is_list(labels) or len(images) != 2 * len(labels):
         raise ValueError(
             f"{path}: {_count(images)} images for {_count(labels)} pairs; a pair has two images: get the file again, "
             "or write it anew"
@@ -263,8 +263,12 @@ def _is_flag(label: Any) -> bool:
     return isinstance(label, (bool, int, np.bool_, np.integer)) and label in (0, 1)
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
 def _count(value: Any) -> str:
-    return f"{len(value):,}" if isinstance(value, (list, np.ndarray)) else f"no list of ({type(value).__name__})"
+    return f"{len(value):,}" if _is_list(value) else f"no list of ({type(value).__name__})"
 
 
 def _digest(parts: Iterable[bytes]) -> str:

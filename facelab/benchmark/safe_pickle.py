@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def _encode(text: Any, encoding: Any) -> bytes:
 def _allowed() -> dict[tuple[str, str], Any]:
     """What a file may name. The numpy paths are those of numpy 1 (core) and 2 (_core)."""
     allowed: dict[tuple[str, str], Any] = {
-        ("builtins", kind.__name__): kind for kind in (list, tuple, bytes, bool, int)
+        ("builtins", kind.__name__): kind for kind in (list, tuple, bool, int)
     }
+    allowed["builtins", "bytes"] = _Call(lambda: b"")  # how Python 3 writes them for Python 2: of a number it makes zeros
     allowed["_codecs", "encode"] = _Call(_encode)
     allowed["numpy", "dtype"] = _Call(lambda code, *_: _DType(code))
     allowed["numpy", "ndarray"] = "numpy.ndarray"  # only ever an argument of _reconstruct
@@ -96,8 +98,12 @@ def _allowed() -> dict[tuple[str, str], Any]:
     return allowed
 
 
-class _Reader(pickle.Unpickler):
-    """An unpickler that knows the names of `_allowed` and no others."""
+class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """An unpickler that knows the names of `_allowed` and no others.
+
+    The one in Python, as fast as disks are here: the one in C fills as much memory as a memo's number, which one changed
+    bit can make 2^31, has places.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = _allowed()
@@ -125,7 +131,7 @@ def read_pickle(path: Path) -> Any:
             raise ValueError(f"{path}: {error}. Refused: get the file from a source that you trust") from error
         except (
             pickle.UnpicklingError, EOFError, TypeError, AttributeError, LookupError, OverflowError, MemoryError,
-            ImportError, RecursionError,
+            ImportError, RecursionError, struct.error,
         ) as error:  # fmt: skip
             raise ValueError(f"{path}: not a readable pickle or truncated ({error}); get the file again") from error
 

@@ -23,7 +23,7 @@ from facelab.atomic import atomic
 __all__ = ["Known", "keep", "read_index", "recall"]
 
 WORTH = 1_000_000  # records from which on it is kept: below, a set opens in about a second anyway
-_VERSION = 1  # of the kept file: whatever changes its meaning counts this up
+_VERSION = 2  # of the kept file: whatever changes its meaning counts this up
 _ENDS = 1 << 16  # bytes of a file's beginning and of its end that are compared
 _SUFFIX = ".safetensors"
 _TYPES = {"I64": np.int64}

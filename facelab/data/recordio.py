@@ -7,6 +7,10 @@ without image for every identity, whose two labels are [first image, end). Other
 
 Labels are float32, so numbers above 2^24 in these records are rounded: where it matters, the index and the images
 decide, and the identity records only say where to look.
+
+A record must end where the next one begins, and no two keys may share one: so a changed length or a damaged index is an
+error, never another image. Where records do not lie in the order of their keys (im2rec shuffles as it writes), a record
+must also name its own key, if the set's records do that at all.
 """
 
 import mmap
@@ -72,7 +76,8 @@ class RecordIOFaces:
         self._records = _Records(rec, idx, known)
         if known is None:
             known = _learn(self._records)
-            keep(rec, idx, known)
+            if self._records.in_order:
+                keep(rec, idx, known)
         names = known.names
         if len(names) > classes:
             raise ValueError(f"{described}: says {classes} identities, but {rec.name} has images of {len(names)}")
@@ -134,12 +139,16 @@ class _Records:
             self.keys, self.offsets = read_index(idx)
             self._check_offsets(idx)
             self.last = int(np.argmax(self.offsets))
+            self.in_order = bool((self.offsets[1:] > self.offsets[:-1]).all())
         else:
             self.keys, self.offsets, self.last = known.keys, known.offsets, known.last
+            self.in_order = True  # of no other set it is kept what is known
+        self._bounds = self.offsets[1:] if self.in_order else _following(self.keys, self.offsets, idx)
+        self._named = range(0)
         with rec.open("rb") as file:
             self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
         self.words = self.bytes[: self.size // 4 * 4].view("<u4")
-        sample = np.unique(np.linspace(0, len(self.keys) - 1, _SAMPLE).astype(np.int64))
+        sample = self._sample(range(len(self.keys)))
         self._check_magic(sample, self.words[self.offsets[sample] >> 2])
         self.read(self.last)  # a truncated file ends within its last record
 
@@ -157,20 +166,38 @@ class _Records:
         """A record's name for a message."""
         return f"{self.path}: the record of key {self.keys[row]} (byte {self.offsets[row]})"
 
+    def expect_keys(self, images: range) -> None:
+        """Has the images be checked for their keys, where their order leaves a doubt and their headers hold keys."""
+        if not self.in_order:
+            sample = self._sample(images)
+            at = self.offsets[sample] >> 2
+            ids = self.words[at + 4].astype(np.int64) | self.words[at + 5].astype(np.int64) << 32
+            if 2 * (ids == np.asarray(self.keys)[sample]).sum() > len(sample):
+                self._named = images
+
+    def _sample(self, rows: range) -> np.ndarray:
+        return np.unique(np.linspace(rows.start, rows.stop - 1, _SAMPLE).astype(np.int64))
+
     def read(self, row: int) -> tuple[list[float], np.ndarray]:
         """A record's labels, and the bytes of its image (empty where it has none)."""
-        payload = self._payload(row)
+        payload, _ = self._payload(row)
         if len(payload) < _HEADER.size:
             raise ValueError(f"{self.describe(row)} is shorter than a header: the file is damaged")
-        flag, label, _, _ = _HEADER.unpack_from(payload.data)
+        flag, label, key, _ = _HEADER.unpack_from(payload.data)
+        if row in self._named and key != int(self.keys[row]):
+            raise ValueError(f"{self.describe(row)} says of itself that its key is {key}: the index is damaged")
         if not flag:
             return [label], payload[_HEADER.size :]
         end = _HEADER.size + 4 * flag
         if end > len(payload):
             raise ValueError(f"{self.describe(row)} is too short for its {flag} labels: the file is damaged")
-        return payload[_HEADER.size : end].view("<f4").tolist(), payload[end:]
+        labels = payload[_HEADER.size : end].view("<f4").tolist()
+        if not (labels[0] >= 0 and labels[0].is_integer()):  # of an image, for instance, whose flag is damaged
+            raise ValueError(f"{self.describe(row)} has the label {labels[0]}: it must be a whole number")
+        return labels, payload[end:]
 
-    def _payload(self, row: int) -> np.ndarray:
+    def _payload(self, row: int) -> tuple[np.ndarray, int]:
+        """What a record holds, and where the next one begins."""
         position = int(self.offsets[row])
         parts: list[np.ndarray] = []
         while True:
@@ -184,14 +211,37 @@ class _Records:
             if end > self.size:
                 raise ValueError(self.describe(row) + _TRUNCATED)
             payload = self.bytes[position + _FRAME.size : end]
+            end = (end + 3) // 4 * 4
             if part == 0 and not parts:
-                return payload
+                self._check_next(row, end)
+                return payload, end
             if part not in ((2, 3) if parts else (1,)):
                 raise ValueError(f"{self.describe(row)} has its parts in a wrong order: the file is damaged")
             parts += [_MAGIC_BYTES, payload] if parts else [payload]
             if part == 3:
-                return np.concatenate(parts)
-            position = (end + 3) // 4 * 4
+                self._check_next(row, end)
+                return np.concatenate(parts), end
+            position = end
+
+    def _check_next(self, row: int, end: int) -> None:
+        """A record that ends elsewhere than where another begins has a wrong length."""
+        word = end >> 2
+        if end > (self._bounds[row] if row < len(self._bounds) else self.size + 3) or (
+            word < len(self.words) and self.words[word] != _MAGIC
+        ):
+            raise ValueError(f"{self.describe(row)} does not end where another one begins: the file is damaged")
+
+    def check_end(self) -> None:
+        """Refuses an index that has lost its end: without gaps, and images lie behind the last record that it names."""
+        _, end = self._payload(self.last)
+        if end + _SMALLEST > self.size or not isinstance(self.keys, range):
+            return
+        flag, length = int(self.words[(end >> 2) + 2]), int(self.words[(end >> 2) + 1]) & 0x1FFFFFFF
+        if length > _HEADER.size + 4 * flag:
+            raise ValueError(
+                f"{self.path}: goes on with further images behind that of key {self.keys[self.last]} (byte {end}), the last that "
+                "its index names: the index is truncated, or belongs to another file"
+            )
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """The (first) label of each row, int64, gathered from the headers; threads, because a cold disk has to seek."""
@@ -223,6 +273,20 @@ class _Records:
             raise ValueError(self.describe(int(rows[np.argmax(wrong)])) + _NO_MAGIC)
 
 
+def _following(keys: range | np.ndarray, offsets: np.ndarray, idx: Path) -> np.ndarray:
+    """Where the next record begins behind each one that lies in any order; very far behind the last."""
+    order = np.argsort(offsets, kind="stable")
+    twice = np.flatnonzero(np.diff(offsets[order]) == 0)
+    if len(twice):
+        one, other = (keys[row] for row in order[twice[0] : twice[0] + 2].tolist())
+        raise ValueError(
+            f"{idx}: keys {one} and {other} point to the same byte {offsets[order[twice[0]]]}: it is damaged"
+        )
+    bounds = np.full(len(offsets), np.iinfo(np.int64).max)
+    bounds[order[:-1]] = offsets[order[1:]]
+    return bounds
+
+
 def _read_property(path: Path, size: int) -> int:
     """Number of identities that `property` declares."""
     text = path.read_text(encoding="utf-8", errors="replace").strip()
@@ -238,7 +302,9 @@ def _read_property(path: Path, size: int) -> int:
 def _learn(records: _Records) -> Known:
     """Which records are images, and whose."""
     images, identities = _sections(records)
-    labels = _labels_by_ranges(records, images, identities) if len(identities) else None
+    records.expect_keys(images)
+    ranged = len(identities) and records.in_order
+    labels = _labels_by_ranges(records, images, identities) if ranged else None
     if labels is None:
         labels = records.labels(np.arange(images.start, images.stop))
     present = np.zeros(int(labels.max()) + 1, dtype=bool)
@@ -252,6 +318,12 @@ def _sections(records: _Records) -> tuple[range, range]:
     count = len(records.keys)
     labels, image = records.read(0)
     if len(image):
+        if count > 1 and len(records.read(count - 1)[0]) == 2 and not len(records.read(count - 1)[1]):
+            raise ValueError(
+                f"{records.path}: begins with an image and ends with an identity record: its header is damaged, or "
+                "the index lacks it"
+            )
+        records.check_end()
         return range(count), range(0)
     if len(labels) < 2:
         raise ValueError(f"{records.describe(0)} is neither an image nor a header")
@@ -300,6 +372,9 @@ def _labels_by_ranges(records: _Records, images: range, identities: range) -> np
     shifts = range(-int(blur.max()), int(blur.max()) + 1)
     reads = np.unique(np.concatenate([first[abs(shift) <= blur] + shift for shift in shifts]).astype(np.int64))
     reads = reads[(reads >= images.start) & (reads < images.stop)]
-    labels = np.repeat(records.labels(reads), np.diff(np.append(reads, images.stop)))
+    read = records.labels(reads)
+    if len(np.unique(read)) < (first < end).sum():  # one of the images read has a wrong label: ask them all
+        return None
+    labels = np.repeat(read, np.diff(np.append(reads, images.stop)))
     sample = np.unique(np.linspace(0, len(labels) - 1, _SAMPLE).astype(np.int64))
     return labels if (records.labels(sample + images.start) == labels[sample]).all() else None
