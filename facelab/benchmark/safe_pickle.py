@@ -82,10 +82,8 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 def _allowed() -> dict[tuple[str, str], Any]:
     """What a file may name. The numpy paths are those of numpy 1 (core) and 2 (_core)."""
-    allowed: dict[tuple[str, str], Any] = {
-        ("builtins", kind.__name__): kind for kind in (list, tuple, bool, int)
-    }
-    allowed["builtins", "bytes"] = _Call(lambda: b"")  # how Python 3 writes them for Python 2: of a number it makes zeros
+    allowed: dict[tuple[str, str], Any] = {("builtins", kind.__name__): kind for kind in (list, tuple, bool, int)}
+    allowed["builtins", "bytes"] = _Call(lambda: b"")  # as Python 3 writes them for 2; of a number it would make zeros
     allowed["_codecs", "encode"] = _Call(_encode)
     allowed["numpy", "dtype"] = _Call(lambda code, *_: _DType(code))
     allowed["numpy", "ndarray"] = "numpy.ndarray"  # only ever an argument of _reconstruct
@@ -101,8 +99,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
     """An unpickler that knows the names of `_allowed` and no others.
 
-    The one in Python, as fast as disks are here: the one in C fills as much memory as a memo's number, which one changed
-    bit can make 2^31, has places.
+    Python's own, not the one in C: that fills memory for as many objects as a memo's number says, and one changed bit
+    can make it 2^31.
     """
 
     def find_class(self, module: str, name: str) -> Any:

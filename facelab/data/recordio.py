@@ -239,8 +239,8 @@ class _Records:
         flag, length = int(self.words[(end >> 2) + 2]), int(self.words[(end >> 2) + 1]) & 0x1FFFFFFF
         if length > _HEADER.size + 4 * flag:
             raise ValueError(
-                f"{self.path}: goes on with further images behind that of key {self.keys[self.last]} (byte {end}), the last that "
-                "its index names: the index is truncated, or belongs to another file"
+                f"{self.path}: goes on with further images behind that of key {self.keys[self.last]} (byte {end}), the "
+                "last that its index names: the index is truncated, or belongs to another file"
             )
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
@@ -279,9 +279,8 @@ def _following(keys: range | np.ndarray, offsets: np.ndarray, idx: Path) -> np.n
     twice = np.flatnonzero(np.diff(offsets[order]) == 0)
     if len(twice):
         one, other = (keys[row] for row in order[twice[0] : twice[0] + 2].tolist())
-        raise ValueError(
-            f"{idx}: keys {one} and {other} point to the same byte {offsets[order[twice[0]]]}: it is damaged"
-        )
+        where = offsets[order[twice[0]]]
+        raise ValueError(f"{idx}: keys {one} and {other} point to the same byte {where}: the index is damaged")
     bounds = np.full(len(offsets), np.iinfo(np.int64).max)
     bounds[order[:-1]] = offsets[order[1:]]
     return bounds
@@ -318,7 +317,8 @@ def _sections(records: _Records) -> tuple[range, range]:
     count = len(records.keys)
     labels, image = records.read(0)
     if len(image):
-        if count > 1 and len(records.read(count - 1)[0]) == 2 and not len(records.read(count - 1)[1]):
+        labels, image = records.read(count - 1)
+        if len(labels) == 2 and not len(image):
             raise ValueError(
                 f"{records.path}: begins with an image and ends with an identity record: its header is damaged, or "
                 "the index lacks it"
