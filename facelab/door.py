@@ -238,7 +238,11 @@ def _known_keys(folder: str, config_name: str, key: str) -> tuple[list[str], str
     groups = [word for word in words if (Path(folder) / word.split("=", 1)[0]).is_dir()]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folder, version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(config_name, overrides=groups), resolve=False)
+        try:
+            composed = hydra.compose(config_name, overrides=groups)
+        except ConfigCompositionException:  # a group that is another door's
+            composed = hydra.compose(config_name)
+    config = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(config, dict)
     chosen = [word for word in groups if word.startswith(key.split(".", 1)[0] + "=")]
     return list(_paths(config)), f" with {chosen[-1]}" if chosen and "." in key else ""

@@ -162,10 +162,10 @@ def read_folder(root: Path, pairs_file: Path, name: str, folds: int, size: int) 
             ten).
         ValueError: a line that cannot be read, or other counts than the first line promises.
     """
-    rows, same, fold = _read_pairs_file(pairs_file, folds)
+    rows, same, fold = read_pairs_file(pairs_file, folds)
     number: dict[tuple[str, int], int] = {}
     order = [number.setdefault(face, len(number)) for row in rows for face in row]
-    files = _find_images(root, number, pairs_file)
+    files = find_images(root, number, pairs_file, 10)
     lines = [f"{a} {i} {b} {j} {fold[k]}\n".encode() for k, ((a, i), (b, j)) in enumerate(rows)]
     return PairSet(
         name=name,
@@ -183,8 +183,12 @@ def read_folder(root: Path, pairs_file: Path, name: str, folds: int, size: int) 
 Row = tuple[tuple[str, int], tuple[str, int]]
 
 
-def _read_pairs_file(path: Path, folds: int) -> tuple[list[Row], np.ndarray, np.ndarray]:
-    """The pairs as ((name, number), (name, number)), whether each is genuine (N,), and its fold (N,)."""
+def read_pairs_file(path: Path, folds: int) -> tuple[list[Row], np.ndarray, np.ndarray]:
+    """The pairs as ((name, number), (name, number)), whether each is genuine (N,), and its fold (N,).
+
+    Raises:
+        ValueError: a line that cannot be read, or other counts than the first line promises.
+    """
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     header = lines[0].split() if lines else []
     if len(header) not in (1, 2) or not all(part.isdigit() and int(part) for part in header):
@@ -232,7 +236,18 @@ def _check_people(root: Path, named: Iterable[str], pairs_file: Path) -> None:
     )
 
 
-def _find_images(root: Path, faces: Iterable[tuple[str, int]], pairs_file: Path) -> list[Path]:
+def find_images(root: Path, faces: Iterable[tuple[str, int]], pairs_file: Path, named: int) -> list[Path]:
+    """The file of each face, <root>/<name>/<name>_0001.jpg.
+
+    Args:
+        root: folder of people.
+        faces: name and number of each.
+        pairs_file: that names them, for messages.
+        named: how many of the missing ones are named; all are counted.
+
+    Raises:
+        FileNotFoundError: people have no folder, or images are missing.
+    """
     faces = list(faces)
     _check_people(root, [person for person, _ in faces], pairs_file)
     files, missing = [], []
@@ -246,7 +261,7 @@ def _find_images(root: Path, faces: Iterable[tuple[str, int]], pairs_file: Path)
     if missing:
         raise FileNotFoundError(
             f"{root}: {len(missing):,} images that {pairs_file.name} names are missing (.jpg, .png, .jpeg tried): "
-            f"{', '.join(missing[:10])}{', …' if len(missing) > 10 else ''}; check benchmark.path"
+            f"{', '.join(missing[:named])}{', …' if len(missing) > named else ''}; check benchmark.path"
         )
     return files
 
