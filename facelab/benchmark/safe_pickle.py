@@ -96,7 +96,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
     return allowed
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _Reader(pickle._Unpickler):
     """An unpickler that knows the names of `_allowed` and no others.
 
     Python's own, not the one in C: that fills memory for as many objects as a memo's number says, and one changed bit

@@ -11,6 +11,7 @@ import numpy as np
 from facelab.atomic import atomic
 from facelab.pixels import decode, fit
 from facelab.prepare.existing import beside, check_found, open_set, tried
+from facelab.tracking import Tracker
 
 __all__ = ["Look", "Tail", "describe", "gini", "look_at", "tail"]
 
@@ -84,7 +85,6 @@ def describe(
         ValueError: it cannot be read, or a number is out of its range.
     """
     from facelab.prepare.describe_picture import draw
-    from facelab.training.progress import Tracker
 
     if not 1 <= few <= many:
         raise ValueError(f"few is {few} and many {many}: 1 <= few <= many is needed, 20 and 100 are usual")
@@ -149,8 +149,8 @@ def look_at(faces: Any, chosen: np.ndarray, threads: int, tell: Any) -> Look:
             tell(done, len(chosen))
     finally:
         pool.shutdown(cancel_futures=True)
-    columns = np.array(rows, dtype=np.float64).reshape(-1, 5).T
-    return Look(*columns, unreadable=len(chosen) - len(rows))
+    pixels, kilobytes, brightness, contrast, sharpness = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    return Look(pixels, kilobytes, brightness, contrast, sharpness, len(chosen) - len(rows))
 
 
 def _measure(faces: Any, index: int) -> tuple[float, ...] | None:

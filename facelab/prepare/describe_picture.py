@@ -83,7 +83,7 @@ def _histogram(axes: Axes, tail: Tail) -> None:
     low, high = int(tail.counts[-1]), int(tail.counts[0])
     edges = np.unique(np.round(np.geomspace(low, high + 1, 41))) - 0.5 if high > low + 40 else None
     bins = np.arange(low, high + 2) - 0.5 if edges is None else edges
-    axes.hist(tail.counts, bins=bins, color=style.BLUE)
+    axes.hist(tail.counts, bins=bins.tolist(), color=style.BLUE)
     if edges is not None:
         axes.set_xscale("log")
     axes.axvline(np.median(tail.counts), color=style.INK, linestyle=style.DASHED, label="median")

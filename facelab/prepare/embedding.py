@@ -9,6 +9,7 @@ import numpy as np
 
 from facelab.benchmark.pair_files import read_bin
 from facelab.prepare.existing import open_set
+from facelab.tracking import track
 
 __all__ = ["Embedder", "Gallery", "by_identity", "read_gallery"]
 
@@ -78,7 +79,6 @@ class Embedder:
 
         from facelab.data.torch_loader import EvalLoader
         from facelab.training.module import embed
-        from facelab.training.progress import track
 
         options = self.options
         device = torch.device("cuda" if options.on_gpu else "cpu")

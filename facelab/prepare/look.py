@@ -72,7 +72,7 @@ class _Hashing:
         image = decode(encoded) if self._pixels else None
         self.shapes[index] = _shape(encoded) if image is None else image.shape[:2]
         content = encoded if image is None else image
-        self.hashes[index] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+        self.hashes[index] = int.from_bytes(hashlib.blake2b(content.tobytes(), digest_size=8).digest(), "little")
         return encoded
 
 
@@ -101,6 +101,6 @@ def copies(source: Any, looked: Looked, alike: str) -> Iterator[list[int]]:
             encoded = source.encoded(index)
             image = decode(encoded) if alike == "pixels" else encoded
             assert image is not None, "it was readable before"
-            content = f"{image.shape}".encode() + hashlib.sha256(image).digest()
+            content = f"{image.shape}".encode() + hashlib.sha256(image.tobytes()).digest()
             contents.setdefault(content, []).append(index)
         yield from (alike for alike in contents.values() if len(alike) > 1)

@@ -20,6 +20,7 @@ from facelab.prepare.existing import Faces, open_set
 from facelab.prepare.look import ALIKE, Looked, copies, look
 from facelab.prepare.pack import LAYOUTS, Record
 from facelab.prepare.together import Together
+from facelab.tracking import Tracker
 
 __all__ = ["Removed", "merge"]
 
@@ -80,8 +81,6 @@ def merge(
             would be left. Nothing was written.
     """
     choices = dict(locals())
-    from facelab.training.progress import Tracker
-
     places = _places(source, sources)
     _check(choices)
     refuse_existing(Path(out).expanduser())
@@ -307,8 +306,6 @@ def _write(
     report: dict[str, Any],
     progress: bool,
 ) -> None:
-    from facelab.training.progress import Tracker
-
     labels = np.unique(together.labels[kept])
     names = [together.identities[label] for label in labels.tolist()]
     with atomic_folder(out) as folder, Tracker("writing", progress) as tell:

@@ -8,6 +8,7 @@ import numpy as np
 from facelab.atomic import atomic
 from facelab.benchmark.pair_files import find_images, read_bin, read_pairs_file
 from facelab.pixels import decode
+from facelab.tracking import Tracker
 
 __all__ = ["write_bin"]
 
@@ -32,8 +33,6 @@ def write_bin(source: str, pairs: str, out: str, folds: int, progress: bool) -> 
         FileExistsError: there is such a file.
         ValueError: the list cannot be read or cut into equal folds, or images are none, or not square.
     """
-    from facelab.training.progress import Tracker
-
     root, listed, file = (Path(path).expanduser() for path in (source, pairs, out))
     if file.suffix != ".bin":
         raise ValueError(f"out={out}: give a name that ends in .bin, by which such files are known")

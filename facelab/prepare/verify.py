@@ -15,6 +15,7 @@ from facelab.data.recordio import RecordIOFaces, read_index
 from facelab.prepare.existing import Faces, beside, check_found, open_set, people
 from facelab.prepare.look import ALIKE, Looked, copies, look
 from facelab.prepare.records import scan
+from facelab.tracking import Tracker
 
 __all__ = ["Finding", "verify"]
 
@@ -49,8 +50,6 @@ def verify(source: str, out: str | None, size: int | None, alike: str, threads: 
         FileNotFoundError: the set is not there, not finished or incomplete.
         ValueError: it is damaged; said when all is written.
     """
-    from facelab.training.progress import Tracker
-
     if alike not in ALIKE:
         raise ValueError(f"alike is {alike!r}: give one of {', '.join(ALIKE)}")
     root = check_found(source)
@@ -165,12 +164,12 @@ def _check_identities(faces: RecordIOFaces, counts: np.ndarray, found: list[Find
     if not file.is_file():
         return
     with open(file, **_TEXT) as lines:
-        said = {row.get("label"): row.get("images") for row in csv.DictReader(lines)}
+        said = {row.get("label") or "": row.get("images") or "" for row in csv.DictReader(lines)}
     held = dict(zip(faces.identity_names, map(str, counts.tolist()), strict=True))
-    for label in sorted(said.keys() | held.keys(), key=str):
+    for label in sorted(said.keys() | held.keys()):
         if said.get(label) != held.get(label):
             what = f"says {said.get(label, 0)} images of label {label}, train.rec has {held.get(label, 0)}"
-            found.append(Finding(DAMAGE, "identities", str(label), file.name, what))
+            found.append(Finding(DAMAGE, "identities", label, file.name, what))
 
 
 # What is in it
