@@ -58,7 +58,7 @@ def check_found(source: Any) -> Path:
     if not root.exists() and begun.is_dir():
         raise FileNotFoundError(
             f"source={root}: is not finished: its making was interrupted, and what is done lies in {begun}; the "
-            "command that began it, started again, goes on there"
+            "command that began it, started again, finishes it"
         )
     if not root.is_dir():
         raise FileNotFoundError(f"source={root}: no such folder; give the folder of a set")

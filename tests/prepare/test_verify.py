@@ -170,7 +170,7 @@ def test_what_an_interrupted_pack_leaves(tmp_path, monkeypatch, capsys):
     code, _, said = door(monkeypatch, capsys, "task=verify", f"source={tmp_path / 'other'}")
     assert code == 1
     assert said.count("\n") == 1
-    assert "goes on there" in said
+    assert "started again, finishes it" in said
 
 
 def test_the_door_says_what_a_set_is_and_exits_with_its_state(tmp_path, monkeypatch, capsys):
