@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"  # begins the names of files that are being written
+_LOCK = "lock"  # of a hidden folder
 _MANY = 64  # files of a folder, from which on the system writes out all it has
 
 
@@ -52,17 +53,23 @@ def unfinished(path: Path) -> Path:
 def held(folder: Path) -> Iterator[None]:
     """Makes a folder that belongs to this process alone until the block ends, however it ends.
 
+    Where a file system knows no locks, nobody else is kept away.
+
     Raises:
         ValueError: another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    lock = folder / _LOCK
+    # Not the folder itself: network file systems lock only what was opened for writing.
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.stat(folder).st_ino == os.fstat(handle).st_ino
+            ours = os.stat(lock).st_ino == os.fstat(handle).st_ino
         except (BlockingIOError, FileNotFoundError):
             ours = False
+        except OSError:
+            ours = True
         if not ours:
             raise ValueError(f"{folder}: another process is at work there; wait until it has ended")
         yield
@@ -117,7 +124,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     temporary = unfinished(path)
     with held(temporary):
         try:
-            content = temporary / path.name
+            content = temporary / "content"
             shutil.rmtree(content, ignore_errors=True)
             content.mkdir()
             yield content

@@ -6,7 +6,7 @@ import stat
 import numpy as np
 import pytest
 
-from facelab.atomic import atomic
+from facelab.atomic import atomic, atomic_folder, held, unfinished
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -78,3 +78,50 @@ def test_writers_that_look_at_the_suffix_are_content(tmp_path):
         np.savez(temporary, a=np.arange(3))
     assert os.listdir(tmp_path) == ["scores.npz"]
     assert np.load(tmp_path / "scores.npz")["a"].tolist() == [0, 1, 2]
+
+
+def test_a_folder_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "made" / "set"
+    unfinished(path).mkdir(parents=True)
+    (unfinished(path) / "content").mkdir()
+    (unfinished(path) / "content" / "half.txt").write_text("of one that was killed")
+    with atomic_folder(path) as temporary:
+        (temporary / "a.txt").write_text("new")
+        assert not path.exists()
+    assert os.listdir(path.parent) == ["set"]
+    assert os.listdir(path) == ["a.txt"]
+
+
+def test_an_exception_leaves_no_folder_and_nothing_is_written_over(tmp_path):
+    def write():
+        with atomic_folder(tmp_path / "set") as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        write()
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "set").mkdir()
+    with atomic_folder(tmp_path / "set") as temporary:  # an empty folder is nobody's work
+        (temporary / "a.txt").write_text("first")
+    with pytest.raises(FileExistsError, match="is there already"), atomic_folder(tmp_path / "set"):
+        pass
+    assert (tmp_path / "set" / "a.txt").read_text() == "first"
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    refused = pytest.raises(ValueError, match="another process is at work there")
+    with held(tmp_path / "hidden"), refused, held(tmp_path / "hidden"):
+        pass
+    with held(tmp_path / "hidden"):  # the first has ended
+        pass
+
+
+def test_where_there_are_no_locks_work_goes_on(tmp_path, monkeypatch):
+    def refuse(handle, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("facelab.atomic.fcntl.flock", refuse)
+    with atomic_folder(tmp_path / "set") as temporary:
+        (temporary / "a.txt").write_text("new")
+    assert os.listdir(tmp_path) == ["set"]

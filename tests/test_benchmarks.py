@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     yield
-    for name in ("recording", "classifier", "classifier_picture", "classifier_scaling"):
+    for name in ("recording", "classifier", "classifier_picture", "classifier_scaling", "prepare"):
         sys.modules.pop(name, None)
 
 
@@ -82,3 +82,18 @@ def test_running_out_of_memory_is_recorded():
     assert classifier.summary([{}, {}], steps)["seconds"] == "out of memory"
     halved = classifier.summary(steps, [{"seconds": 2.0, "extra": 2**22, "loss": 3.0}] * 2)
     assert halved == {"seconds": "1", "extra_mib": "1.0", "time_to_plain": "0.500", "memory_to_plain": "0.2500"}
+
+
+def test_a_whole_way_is_compared_with_its_stages():
+    prepare = importlib.import_module("prepare")
+    speeds = {
+        "read": [100.0] * 3,
+        "detect": [25.0] * 3,
+        "align": [100.0] * 3,
+        "encode": [50.0] * 3,
+        "check": [40.0] * 3,
+    }
+    # 10 + 40 + 10 + 20 ms a photograph: two threads can make 25 a second, and detection alone would allow 50.
+    found = prepare.ratios({**speeds, "detect=yunet": [20.0, 25.0, 10.0], "detect=none": [8.0, 80.0, 64.0]}, threads=2)
+    assert found["detect=yunet"] == pytest.approx((0.4, 0.8))
+    assert found["detect=none"] == pytest.approx((0.8, 0.8))
