@@ -76,7 +76,7 @@ def prepare(
         return
     with held(hidden), StopRequest() as request, _quiet_opencv():
         _begin(hidden, job)
-        begun = len(list((hidden / "parts").glob("*.part")))
+        begun = len(list((hidden / "parts").glob("[0-9]*.part")))
         if begun:
             print(f"going on: {begun:,} parts of {part:,} photographs are done", flush=True)
         stop = partial(_stop_where_asked, request, len(photographs))
