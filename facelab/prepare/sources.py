@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facelab.data.recordio import RecordIOFaces
+from facelab.prepare.existing import open_set, people
 from facelab.prepare.pack import check_name
 
 __all__ = ["LINKS", "Failure", "Photographs", "Records", "open_source"]
@@ -87,19 +88,19 @@ class Photographs:
 class Records:
     """The images of a set in InsightFace's format; attributes as those of `Photographs`.
 
+    Identities have the names that an identities.csv beside it gives them, else their numbers.
+
     Args:
         root: folder with train.rec, train.idx and property.
     """
 
     def __init__(self, root: Path):
-        self.root, self.refused = root, list[Failure]()
-        described = root / "property"
-        fields = described.read_text(errors="replace").split(",") if described.is_file() else []
-        size = int(fields[1]) if len(fields) == 3 and fields[1].strip().isdecimal() else 112
-        self._faces = RecordIOFaces(root, size)
-        self._order = np.argsort(self._faces.labels, kind="stable")
-        self.labels = self._faces.labels[self._order]
-        self.identities = self._faces.identity_names
+        faces = open_set(str(root), None)
+        assert isinstance(faces, RecordIOFaces)
+        self.root, self.refused, self._faces = root, list[Failure](), faces
+        self._order = np.argsort(faces.labels, kind="stable")
+        self.labels = faces.labels[self._order]
+        self.identities = people(faces)
         seen = hashlib.sha256()
         for file in ("train.rec", "train.idx", "property"):
             stat = (root / file).stat()
@@ -141,11 +142,11 @@ def open_source(source: str, links: str) -> Photographs | Records:
     if path.suffix == ".rec":
         path = path.parent
     if (path / "train.rec").is_file():
-        return Records(path)
+        records = Records(path)
+        _check_identities(records.identities, path)
+        return records
     groups, refused = _walk(path, links) if path.is_dir() else _read_list(path)
-    _refuse_twins(groups, path)
-    for identity in groups:
-        check_name(identity, f"{path}: identity")
+    _check_identities(groups, path)
     return Photographs(path if path.is_dir() else path.parent, groups, refused)
 
 
@@ -253,12 +254,15 @@ def _rank(identity: str) -> tuple[int, int, str]:
     return (0, int(identity), identity) if identity.isascii() and identity.isdecimal() else (1, 0, identity)
 
 
-def _refuse_twins(identities: Iterable[str], where: Path) -> None:
-    """Two names that differ in nothing but case, or in how an accent is encoded, are one person's."""
+def _check_identities(identities: Iterable[str], where: Path) -> None:
+    """Each name is one that a folder can have; no two differ in nothing but case, or in how an accent is encoded."""
     seen: dict[str, str] = {}
     for name in identities:
-        other = seen.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
-        if other != name:
+        check_name(name, f"{where}: identity")
+        key = unicodedata.normalize("NFKC", name).casefold()
+        other = seen.get(key)
+        seen[key] = name
+        if other is not None:
             raise ValueError(
                 f"{where}: the identities {other!r} and {name!r} have one name, but for case or the encoding of "
                 "accents: make one of the two, or rename one"

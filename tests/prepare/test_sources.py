@@ -137,9 +137,14 @@ def test_a_pack_gives_its_images_by_identity(tmp_path):
     write_pack(tmp_path / "set", records, ["x", "y"], 8)
     for path in (tmp_path / "set", tmp_path / "set" / "train.rec"):
         source = opened(path)
-        assert content(source) == [("0", "key 1"), ("0", "key 2"), ("1", "key 3")]
+        assert content(source) == [("x", "key 1"), ("x", "key 2"), ("y", "key 3")]
         assert [source.name(i) for i in range(3)] == ["1.jpg", "2.jpg", "3.jpg"]
         assert source.encoded(2).tobytes() == JPEG + b"\0"
+    (tmp_path / "set" / "identities.csv").write_text("label,identity\n0,x\n1,x\n")
+    with pytest.raises(ValueError, match="the identities 'x' and 'x' have one name"):
+        opened(tmp_path / "set")
+    (tmp_path / "set" / "identities.csv").unlink()
+    assert opened(tmp_path / "set").identities == ["0", "1"]
 
 
 def test_a_source_that_is_none_is_refused(tmp_path):
