@@ -186,7 +186,7 @@ def unknown(span):
             yield word
 
 
-FILES = (".pth", ".pt", ".py", ".yaml", ".md", ".csv", ".json", ".ckpt", ".npz")
+FILES = (".pth", ".pt", ".py", ".yaml", ".md", ".csv", ".json", ".ckpt", ".npz", ".txt", ".bin")
 OWN = {}
 for option in own_options():
     OWN.setdefault(option.split("=")[0], set()).add(option.split("=")[1])
