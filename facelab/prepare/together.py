@@ -139,8 +139,8 @@ class Together:
 
 
 def _key(name: str) -> str:
-    """However accents are encoded, a name is the same."""
-    return unicodedata.normalize("NFC", name)
+    """What two names have in common that differ in nothing but case, or in how an accent is encoded."""
+    return unicodedata.normalize("NFKC", name).casefold()
 
 
 def _tags(sets: Sequence[Faces]) -> list[str]:

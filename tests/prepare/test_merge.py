@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from typing import ClassVar
 
 import hydra
@@ -18,6 +19,7 @@ from facelab.door import configuration_folder
 from facelab.prepare import merge as room
 from facelab.prepare.embedding import by_identity
 from facelab.prepare.existing import people
+from facelab.training import fit
 from facelab.training.network import build_backbone
 
 A = {"anna": [jpeg(0), jpeg(1)], "bo": [jpeg(2)], "cy": [jpeg(3), jpeg(4), jpeg(5)]}
@@ -74,6 +76,16 @@ def test_people_of_one_name_become_one(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in (tmp_path / "out" / "anna").iterdir()) == [
         "A_0.jpg", "A_1.jpg", "B_00000001.jpg",
     ]  # fmt: skip
+
+
+def test_a_name_is_the_same_in_another_case_or_encoding(tmp_path, monkeypatch, capsys):
+    a = folder_set(tmp_path / "A", {"Zo\u00eb": [jpeg(0)], "bo": [jpeg(1)]})
+    b = folder_set(tmp_path / "B", {"zoe\u0308": [jpeg(2)], "cy": [jpeg(3)]})
+    assert merge(tmp_path, monkeypatch, capsys, sources(a, b), "identities=by_name")[0] == 0
+    assert made(tmp_path) == {"Zo\u00eb": [jpeg(0), jpeg(2)], "bo": [jpeg(1)], "cy": [jpeg(3)]}
+    shutil.rmtree(tmp_path / "out")
+    assert merge(tmp_path, monkeypatch, capsys, sources(a, b))[0] == 0
+    assert set(made(tmp_path)) == {"A_Zo\u00eb", "bo", "cy", "B_zoe\u0308"}
 
 
 def test_a_prefix_for_all(tmp_path, monkeypatch, capsys):
@@ -195,7 +207,13 @@ def test_a_crash_while_writing_leaves_nothing_under_the_name(tmp_path, monkeypat
         assert code == 1
         assert "No space left" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A"]
+    # What a kill leaves behind, which nothing can tidy up, is no part of the next set.
+    half = tmp_path / ".unfinished-out" / "out"
+    half.mkdir(parents=True)
+    (half / "train.rec").write_bytes(bytes(10_000))
     assert merge(tmp_path, monkeypatch, capsys, f"source={root}")[0] == 0
+    assert made(tmp_path) == A
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "out"]
 
 
 # With a model
@@ -301,6 +319,37 @@ def test_published_weights_compare_faces(tmp_path, monkeypatch, capsys):
     code, _, said = merge(tmp_path, monkeypatch, capsys, *words, "network=tiny", "batch_size=2")
     assert (code, said) == (0, "")
     assert ("A", "y", "", "test set", "1.0000", "p/0.jpg") in removed(tmp_path)
+
+
+def test_a_checkpoint_says_itself_which_network_it_is(tmp_path, monkeypatch, capsys):
+    OmegaConf.register_new_resolver("facelab.job", lambda: "small", replace=True)
+    small = (
+        *("logger=csv", "trainer.progress=false", "trainer.accelerator=cpu", "trainer.max_steps=1", "job=small"),
+        *("backbone.widths=[16,16,16,32]", "backbone.embedding_size=16", "trainer.batch_size=16", "data.size=48"),
+        *("data.identities=24", "data.images_per_identity=4", "data.holdout.fraction=0.4"),
+        *("benchmark.size=48", "benchmark.count=40", "benchmark.folds=2"),
+    )
+    with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+        config = hydra.compose("config", list(small))
+    fit.train(config, OmegaConf.to_container(config, resolve=True), tmp_path / "run", one_process=False)
+    model = f"model={tmp_path}/run/checkpoints/best.ckpt"
+    content = {name: [jpeg(seed, 48)] for seed, name in enumerate("xyz")}
+    a, test = (
+        pack_set(tmp_path / "A", content, 48),
+        folder_set(tmp_path / "T", {"p": [jpeg(1, 48)], "q": [jpeg(9, 48)]}),
+    )
+    words = (model, f"against={test}", "threshold=0.99999", "accelerator=cpu")
+    code, _, said = merge(tmp_path, monkeypatch, capsys, f"source={a}", *words)
+    assert (code, said) == (0, "")
+    assert ("A", "y", "", "test set", "1.0000", "p/0.jpg") in removed(tmp_path)
+    other = [f"source={pack_set(tmp_path / 'B', B)}", f"out={tmp_path}/other"]
+    code, _, said = door(monkeypatch, capsys, "task=merge", *other, *words)
+    assert code == 1
+    assert "takes images of 48 pixels, but the sets have 16" in said
+    named = (f"source={a}", f"out={tmp_path}/named", "network=tiny")
+    code, _, said = door(monkeypatch, capsys, "task=merge", *named, *words)
+    assert code == 1
+    assert "says itself which network it is of: leave network=tiny out" in said
 
 
 @pytest.mark.data
