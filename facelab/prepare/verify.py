@@ -11,7 +11,8 @@ import numpy as np
 
 from facelab.atomic import UNFINISHED, atomic, unfinished
 from facelab.data.inspect import UNREADABLE
-from facelab.data.recordio import RecordIOFaces, read_index
+from facelab.data.record_index import read_index
+from facelab.data.recordio import RecordIOFaces
 from facelab.prepare.existing import Faces, beside, check_found, open_set, people
 from facelab.prepare.look import ALIKE, Looked, copies, look
 from facelab.prepare.records import scan

@@ -64,6 +64,17 @@ def test_an_index_in_any_order(tmp_path, learnt):
     assert len(learnt) == 1
 
 
+def test_of_a_set_whose_records_were_shuffled_nothing_is_kept(tmp_path, learnt):
+    """Its keys have to be held against its records each time."""
+    contents = records(LABELS, identities=False)
+    order = [3, 0, 5, 1, 4, 2]
+    root = write(tmp_path / "pack", [frame(contents[key]) for key in order], keys=order)
+    for _ in range(2):
+        check(RecordIOFaces(root, SIZE))
+    assert len(learnt) == 2
+    assert not kept(root).exists()
+
+
 def test_another_set_in_the_same_place_is_gone_through_anew(tmp_path, learnt):
     root = root_of(tmp_path)
     RecordIOFaces(root, SIZE)
