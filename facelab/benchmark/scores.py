@@ -102,6 +102,46 @@ class PairResult(Result):
         }
 
 
+@dataclass(frozen=True)
+class CountedResult(Result):
+    """The outcome of a protocol with too many scores to keep them all: counts, curves and tails in their place.
+
+    Attributes:
+        name: see `Result`, as for metrics, stamp, notes and parts.
+        metrics: flat numbers.
+        kept: what the score file holds, by name. ``det_threshold``, ``det_fmr``, ``det_fnmr`` (P,) are a DET curve,
+            ``cmc`` (R,) the share of searches with a mate among the first 1 … R; other names are the protocol's own.
+        stamp: the protocol.
+        main: the key of the number that is looked at first.
+        error: whether that is an error rate, lower is better.
+        notes: beside a number.
+        parts: further results.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    kept: dict[str, np.ndarray]
+    stamp: dict[str, Any]
+    main: str
+    error: bool = False
+    notes: dict[str, str] = field(default_factory=dict)
+    parts: tuple[CountedResult, ...] = ()
+
+    @property
+    def headline(self) -> float:
+        """The number under `main`."""
+        return self.metrics[self.main]
+
+    @property
+    def choosing(self) -> float:
+        """The headline; of an error rate, its negative."""
+        return -self.headline if self.error else self.headline
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was kept, the key of the headline, and whether that is an error rate."""
+        return {**self.kept, "main": np.array(self.main), "error": np.array(self.error)}
+
+
 def save_all(folder: Path, result: Result) -> list[Path]:
     """Writes a result and its parts to ``<folder>/<name>.npz`` each."""
     return [save_scores(folder / f"{one.name}.npz", one) for one in (result, *result.parts)]
@@ -111,8 +151,8 @@ def save_scores(path: str | os.PathLike[str], result: Result) -> Path:
     """Writes a result without its parts to ``path`` (.npz), whole or not at all.
 
     Arrays: of pairs ``scores``, ``same``, ``fold``, ``det_threshold``, ``det_fmr``, ``det_fnmr``, of a classification
-    ``labels``, ``predictions``, ``similarities``, ``classes``; ``name`` and, as JSON text, ``stamp``, ``metrics``,
-    ``notes``.
+    ``labels``, ``predictions``, ``similarities``, ``classes``, of a protocol that counts what it has kept, ``main`` and
+    ``error``; ``name`` and, as JSON text, ``stamp``, ``metrics``, ``notes``.
     """
     path = Path(path)
     arrays: dict[str, Any] = {
@@ -153,6 +193,21 @@ def load_scores(path: str | os.PathLike[str]) -> PairResult:
     curve = [f"det_{key}" for key in Det._fields]
     found = read_arrays(path, ["scores", "same", "fold", *curve])
     return PairResult(det=Det(*(found.pop(key) for key in curve)), **found)
+
+
+def load_counted(path: str | os.PathLike[str]) -> CountedResult:
+    """Reads what `save_scores` wrote of a protocol that counts.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a score file of such a protocol, or a damaged one.
+    """
+    found = read_arrays(path, ["main", "error"])
+    texts = {"name", "stamp", "metrics", "notes", "main", "error"}
+    with np.load(path, allow_pickle=False) as file:
+        kept = {name: file[name] for name in file.files if name not in texts}
+    found |= {"main": str(found["main"]), "error": bool(found["error"])}
+    return CountedResult(kept=kept, **found)
 
 
 def compare_stamps(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
