@@ -222,15 +222,19 @@ class Product:
     Args:
         tile: the most rows of either side.
         device: where.
+        spare: further numbers behind the largest tile.
+
+    Attributes:
+        memory: where they are, flat.
     """
 
-    def __init__(self, tile: tuple[int, int], device: torch.device):
+    def __init__(self, tile: tuple[int, int], device: torch.device, spare: int = 0):
         self.device = device
-        self._memory = torch.empty(tile[0] * tile[1], device=device)
+        self.memory = torch.empty(tile[0] * tile[1] + spare, device=device)
 
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
         """(p,D) and (g,D) → (p,g), good until the next call."""
-        scores = self._memory[: len(one) * len(other)].view(len(one), len(other))
+        scores = self.memory[: len(one) * len(other)].view(len(one), len(other))
         return torch.mm(one, other.T, out=scores)
 
     def rows(self, embeddings: np.ndarray, start: int, stop: int) -> Tensor:
