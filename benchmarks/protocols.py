@@ -52,6 +52,7 @@ class Bare:
                 yield one[top : top + height], other[left : left + width]
 
     def __call__(self, done: int, total: int) -> None:
+        """So much of ours is done: so much of the bare products is done now, if it is worth the change."""
         if done < total and done - self.done < CHUNK * self.tile[0] * self.tile[1]:
             return
         began = self._now()
@@ -105,7 +106,7 @@ def frvt(options: argparse.Namespace) -> list[dict[str, str]]:
         tail = impostors.largest(one, other, comparisons, count, device=options.device, progress=bare)
         found.extend(tail.threshold(fmr) for fmr in (1e-4, 1e-6))
 
-    row = measured(work, Bare(one, other, impostors.TILES[options.device], options.device))
+    row = measured(work, Bare(one, other, streaming.TILES[options.device], options.device))
     print(f"thresholds {found[0]:.6f} at FMR 1e-4, {found[1]:.6f} at 1e-6, of {comparisons.impostors():,} comparisons")
     return [{"what": "frvt thresholds", "probes": str(len(one)), "gallery": str(len(other)), **row}]
 

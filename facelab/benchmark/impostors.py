@@ -27,11 +27,10 @@ from torch import Tensor
 from facelab.atomic import atomic
 from facelab.benchmark.comparisons import Comparisons
 from facelab.benchmark.operating_points import allowed_false_accepts
-from facelab.benchmark.streaming import Product, Progress, full_precision, norms, pair_scores, rounding
+from facelab.benchmark.streaming import TILES, Product, Progress, full_precision, norms, pair_scores, rounding
 
-TILES = {"cpu": (512, 4096), "cuda": (8192, 8192)}
 SEGMENT = 128  # scores of which only the largest is compared with the bar
-PIECE = 2**20  # scores that are taken out of a tile at once
+PIECE = 2**18  # scores that are taken out of a tile at once
 MOST = 5 * 10**7  # scores that may be kept, 12 bytes each
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -144,6 +143,7 @@ class _Sift:
     def __init__(self, count: int, rounding: float):
         self.count, self.rounding = count, rounding
         self.floor, self.size = LOWEST, 0
+        self._compact_at = count + max(count // 2, PIECE // 4)  # often: a bar that lags behind lets too many pass
         self._reserve(2 * count + 2 * PIECE)
 
     def _reserve(self, capacity: int) -> None:
@@ -159,11 +159,11 @@ class _Sift:
 
     def add(self, scores: np.ndarray, enrol: np.ndarray, verify: np.ndarray) -> None:
         """Takes at most `PIECE` scores in."""
-        if self.size + len(scores) > len(self._held[0]):
-            self.compact()
         for held, part in zip(self._held, (scores, enrol, verify), strict=True):
             held[self.size : self.size + len(part)] = part
         self.size += len(scores)
+        if self.size >= self._compact_at:
+            self.compact()
 
     def compact(self) -> None:
         """Raises the bar to what the scores that were seen allow, and drops what is below."""
@@ -177,7 +177,8 @@ class _Sift:
         for held in self._held:
             held[:left] = held[: self.size][kept]
         self.size = left
-        if self.size + PIECE > len(self._held[0]):  # more than K are within rounding of the K-th
+        self._compact_at = max(self._compact_at, self.size + PIECE // 4)  # more than K are within rounding of the K-th
+        if self.size + 2 * PIECE > len(self._held[0]):
             if len(self._held[0]) >= MOST:
                 raise ValueError(
                     f"{self.size:,} impostor scores are equal, or nearly so, to the {self.count:,}-th largest, "

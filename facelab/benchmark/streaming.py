@@ -24,7 +24,7 @@ from torch import Tensor
 Progress = Callable[[int, int], None]
 """Told of comparisons: so many are done, of so many."""
 
-TILES = {"cpu": (1024, 4096), "cuda": (8192, 8192)}  # probes × gallery rows: scores that stay near the processor
+TILES = {"cpu": (512, 4096), "cuda": (8192, 8192)}  # probes × gallery rows: scores that stay near the processor
 SPARE = 16  # further neighbours that are kept while sifting, so that rounding cannot lose one
 PAIRS = 256  # pairs that are scored at once in float64, in the cache
 
