@@ -148,7 +148,7 @@ class _Sift:
 
     def _reserve(self, capacity: int) -> None:
         kinds = (np.float32, np.int32, np.int32)
-        before = [part[: self.size] for part in self.parts()] if self.size else [[], [], []]
+        before = self.parts() if self.size else [np.empty(0)] * 3
         self._held = [np.empty(capacity, kind) for kind in kinds]
         for held, part in zip(self._held, before, strict=True):
             held[: self.size] = part
@@ -192,7 +192,7 @@ class _Sift:
         _, enrol, verify = self.parts()
         pairs = np.stack([enrol, verify], axis=1).astype(np.int64)
         pairs = pairs[np.lexsort((verify, enrol))]
-        scores = pair_scores(*sides, pairs)
+        scores = pair_scores(sides[0], sides[1], pairs)
         order = np.argsort(-scores, kind="stable")
         scores, pairs = scores[order], pairs[order]
         end = np.searchsorted(-scores, -scores[self.count - 1], side="right") if self.count else 0
@@ -296,3 +296,35 @@ def _restored(state: Path, mark: str | None, sift: _Sift) -> int:
         sift.add(*(found[key][start : start + PIECE] for key in ("scores", "enrol", "verify")))
     sift.floor = float(found["floor"])
     return int(found["done"])
+
+
+def sample_scores(
+    enrol: np.ndarray, verify: np.ndarray | None, comparisons: Comparisons, most: int, seed: int
+) -> np.ndarray:
+    """Impostor scores of a few images with a few others, chosen at random: what the body of their distribution is.
+
+    Args:
+        enrol: (E,D) float.
+        verify: (V,D) float; None: a single list, of which two different parts are compared.
+        comparisons: which of them count.
+        most: images of either side.
+        seed: of the choice.
+
+    Returns:
+        (n,) float64, products in float32.
+    """
+    rng = np.random.default_rng(seed)
+    if verify is None:
+        drawn = rng.permutation(len(enrol))[: 2 * most]
+        one, other = np.sort(drawn[::2]), np.sort(drawn[1::2])
+    else:
+        one, other = (np.sort(rng.permutation(len(side))[:most]) for side in (enrol, verify))
+    counts = comparisons.enrol[one][:, None] != comparisons.verify[other]
+    counts &= (comparisons.enrol_group[one][:, None] == comparisons.verify_group[other]) == comparisons.within
+    with full_precision():
+        rows = (enrol if verify is None else verify)[other]
+        scores = (
+            torch.from_numpy(np.ascontiguousarray(enrol[one], np.float32))
+            @ torch.from_numpy(np.ascontiguousarray(rows, np.float32)).T
+        )
+    return scores.numpy()[counts].astype(np.float64)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ class Result:
         stamp: the protocol, JSON-able; two results are compared only where the stamps agree (`compare_stamps`).
         notes: what has to be said beside a number, by the same key (``"zero false accepts, N=3,000"``).
         parts: further results of the same benchmark, each with a name, a stamp and a score file of its own.
+        tables: rows that are rather read as tables, by name; none of most.
     """
 
     name: Any
@@ -32,6 +35,7 @@ class Result:
     stamp: Any
     notes: Any
     parts: Any
+    tables: Any = MappingProxyType({})
 
     def all_metrics(self) -> dict[str, float]:
         """The numbers of the result and of its parts."""
@@ -116,6 +120,7 @@ class CountedResult(Result):
         error: whether that is an error rate, lower is better.
         notes: beside a number.
         parts: further results.
+        tables: what is rather read as a table, by name: rows, all with the same columns.
     """
 
     name: str
@@ -126,6 +131,7 @@ class CountedResult(Result):
     error: bool = False
     notes: dict[str, str] = field(default_factory=dict)
     parts: tuple[CountedResult, ...] = ()
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def headline(self) -> float:
@@ -143,8 +149,24 @@ class CountedResult(Result):
 
 
 def save_all(folder: Path, result: Result) -> list[Path]:
-    """Writes a result and its parts to ``<folder>/<name>.npz`` each."""
-    return [save_scores(folder / f"{one.name}.npz", one) for one in (result, *result.parts)]
+    """Writes a result and its parts to ``<folder>/<name>.npz`` each, and tables to ``<folder>/<name>_<table>.csv``."""
+    written = []
+    for one in (result, *result.parts):
+        written.append(save_scores(folder / f"{one.name}.npz", one))
+        for table, rows in one.tables.items():
+            if rows:
+                written.append(save_table(folder / f"{one.name}_{table}.csv", rows))
+    return written
+
+
+def save_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows, all with the columns of the first, as CSV, whole or not at all."""
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:  # numpy's numbers are written as they are read
+            writer.writerow({key: cell.item() if isinstance(cell, np.generic) else cell for key, cell in row.items()})
+    return path
 
 
 def save_scores(path: str | os.PathLike[str], result: Result) -> Path:

@@ -28,7 +28,7 @@ from facelab.training.module import embed
 from facelab.training.network import COMMON, about_input, completed, convention, read_input
 from facelab.training.options import EvaluationOptions, check_kind, check_kinds
 from facelab.training.preemption import Interrupted
-from facelab.training.progress import show_choices, show_result, track
+from facelab.training.progress import Tracker, show_choices, show_result, track
 from facelab.training.record import RunDirectory, differences
 from facelab.training.strategy import keep_memory
 from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
@@ -47,7 +47,7 @@ class Evaluation:
     backbone: Any
     head: nn.Module
     benchmark: Any
-    pairs: Any  # a PairSet, or a LabelledSet
+    pairs: Any  # a PairSet, a LabelledSet, an ImageList …
     speaks: closed_set.Speaker | None  # names classes, where the benchmark asks for them
     loader: EvalLoader
     about: str  # the checkpoint, in words
@@ -102,7 +102,8 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
         _compare_typed(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
         trained = out_of_checkpoint("checkpoint", path, meta, config.ema)
     backbone, head, about = trained
-    own = None if benchmark.path is not None else _held_out(config, path, meta, benchmark)
+    alone = benchmark.path is not None or getattr(benchmark, "evaluates_only", False)
+    own = None if alone else _held_out(config, path, meta, benchmark)
     pairs, speaks = benchmark.open(own), None
     if meta is not None and closed_set.asks_for_classes(benchmark):
         speaks = closed_set.speaker_out_of(path, meta, backbone.embedding_size)
@@ -140,7 +141,9 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         groups: list[np.ndarray] = []
         if isinstance(evaluation.network, WithGroups):
             answers, *groups = np.split(answers, [evaluation.backbone.embedding_size], axis=1)
-        result = evaluation.benchmark.evaluate(answers, evaluation.pairs, *groups)
+        with Tracker("comparing", evaluation.options.progress, "comparisons") as tell:
+            told = {"progress": tell} if getattr(evaluation.benchmark, "tells_progress", False) else {}
+            result = evaluation.benchmark.evaluate(answers, evaluation.pairs, *groups, **told)
         metrics = {
             **result.all_metrics(),
             "parameters": count_parameters(evaluation.network),

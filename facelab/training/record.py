@@ -47,6 +47,8 @@ FREE = (
     "accelerator",
     "progress",
     "loader",
+    "benchmark.device",
+    "benchmark.state",
 )
 # Options that are younger than some run directories, with the values that leave a run what it was without them.
 LATER = {"backbone.freeze": 0, "optimizer.stage_decay": 1.0, "optimizer.backbone_factor": 1.0}
