@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from recording import load, machine, record, today
 
-from facelab.benchmark import impostors, streaming
+from facelab.benchmark import impostors, products, streaming
 from facelab.benchmark.comparisons import Comparisons
 
 CHUNK = 50  # tiles of ours, then the same number of bare ones
@@ -40,7 +40,7 @@ class Bare:
     """Does as many products as ours has just done, and keeps their time; called as ours calls its progress."""
 
     def __init__(self, one: np.ndarray, other: np.ndarray, tile: tuple[int, int], device: str):
-        self.product = streaming.Product(tile, torch.device(device))
+        self.product = products.Product(tile, torch.device(device))
         self.sides = [self.product.rows(side, 0, len(side)) for side in (one, other)]
         self.tile, self.device = tile, device
         self.tiles, self.done, self.seconds = self._tiles(), 0, 0.0
@@ -60,7 +60,8 @@ class Bare:
             tile = next(self.tiles, None)
             if tile is None:
                 break
-            self.done += self.product(*tile).numel()
+            self.product(*tile)
+            self.done += len(tile[0]) * len(tile[1])
         self.seconds += self._now() - began
 
     def _now(self) -> float:
@@ -74,7 +75,7 @@ def measured(work: Callable[[Bare], object], bare: Bare) -> dict[str, str]:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _memory("VmRSS")
-    with streaming.full_precision():
+    with products.full_precision():
         bare.product(*next(bare.tiles))  # the libraries warm up
         bare.tiles = bare._tiles()
         began = time.perf_counter()
@@ -106,7 +107,7 @@ def frvt(options: argparse.Namespace) -> list[dict[str, str]]:
         tail = impostors.largest(one, other, comparisons, count, device=options.device, progress=bare)
         found.extend(tail.threshold(fmr) for fmr in (1e-4, 1e-6))
 
-    row = measured(work, Bare(one, other, streaming.TILES[options.device], options.device))
+    row = measured(work, Bare(one, other, products.TILES[options.device], options.device))
     print(f"thresholds {found[0]:.6f} at FMR 1e-4, {found[1]:.6f} at 1e-6, of {comparisons.impostors():,} comparisons")
     return [{"what": "frvt thresholds", "probes": str(len(one)), "gallery": str(len(other)), **row}]
 
@@ -129,7 +130,7 @@ def search(options: argparse.Namespace) -> list[dict[str, str]]:
         {
             "what": what,
             **about,
-            **measured(work, Bare(probes, gallery, streaming.TILES[options.device], options.device)),
+            **measured(work, Bare(probes, gallery, products.TILES[options.device], options.device)),
         }
         for what, work in works.items()
     ]

@@ -5,7 +5,7 @@ largest. Tiles of products are sifted by a bar: what is below it is looked at on
 of 128. The bar is the lowest score that can still be among the K largest, given those that were seen; it only rises.
 What is kept is a few million scores with their images, whatever the number of comparisons.
 
-Scores are float64 as in `facelab.benchmark.streaming`: the bar lies below the K-th largest float32 product by twice the
+Scores are float64 as in `facelab.benchmark.products`: the bar lies below the K-th largest float32 product by twice the
 rounding of such a product, so that the K largest float64 scores are kept, and in the end all of these are computed
 again. So neither tiles nor device decide which impostor is in.
 """
@@ -27,9 +27,8 @@ from torch import Tensor
 from facelab.atomic import atomic
 from facelab.benchmark.comparisons import Comparisons
 from facelab.benchmark.operating_points import allowed_false_accepts
-from facelab.benchmark.streaming import TILES, Product, Progress, full_precision, norms, pair_scores, rounding
+from facelab.benchmark.products import TILES, Product, Progress, full_precision, norms, pair_scores, rounding
 
-SEGMENT = 128  # scores of which only the largest is compared with the bar
 PIECE = 2**18  # scores that are taken out of a tile at once
 MOST = 5 * 10**7  # scores that may be kept, 12 bytes each
 LOWEST = float(np.finfo(np.float32).min)
@@ -204,7 +203,7 @@ class _Sweep:
 
     def __init__(self, sides: list[np.ndarray], comparisons: Comparisons, device: torch.device, tile: tuple[int, int]):
         self.comparisons = comparisons
-        self.product = Product(tile, device, SEGMENT)
+        self.product = Product(tile, device)
         self.tiles = comparisons.tiles(*tile)
         self.tiles = self.tiles[np.random.default_rng(0).permutation(len(self.tiles))]
         # Groups have to lie together; without groups nothing is copied.
@@ -223,10 +222,9 @@ class _Sweep:
     def take(self, number: int, sift: _Sift) -> None:
         """Adds what a tile has above the bar."""
         top, bottom, left, right = self.tiles[number].tolist()
-        self.product(self.sides[0][top:bottom], self.sides[1][left:right])
-        size, width = (bottom - top) * (right - left), right - left
-        for scores, place in _survivors(self.product.memory, size, sift):
-            enrol, verify = place // width + top, place % width + left
+        tile = self.product(self.sides[0][top:bottom], self.sides[1][left:right])
+        for scores, row, column in _survivors(tile, sift):
+            enrol, verify = row + top, column + left
             own = self.comparisons.impostor(enrol, verify)
             pair = [rows[image[own]] for rows, image in zip(self.comparisons.rows, (enrol, verify), strict=True)]
             if self.comparisons.single:
@@ -234,17 +232,19 @@ class _Sweep:
             sift.add(scores[own], *pair)
 
 
-def _survivors(memory: Tensor, size: int, sift: _Sift) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Scores that reach the bar, and where they stand in a flat tile; the bar may rise in between."""
-    padded = -(-size // SEGMENT) * SEGMENT
-    memory[size:padded] = -torch.inf
-    segments = memory[:padded].view(-1, SEGMENT)
-    hit = (segments.amax(dim=1) >= sift.floor).nonzero()[:, 0]
-    for part in hit.split(PIECE // SEGMENT):
-        own = segments[part]
-        line, column = (own >= sift.floor).nonzero(as_tuple=True)
-        if len(line):
-            yield own[line, column].cpu().numpy(), (part[line] * SEGMENT + column).cpu().numpy()
+def _survivors(tile: Tensor, sift: _Sift) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Scores of a tile (p,n,SEGMENT) that reach the bar, their rows and columns; the bar may rise in between."""
+    stretches, segment = tile.shape[1:]
+    flat = tile.view(-1, segment)
+    hit = (flat.amax(dim=1) >= sift.floor).nonzero()[:, 0]
+    for part in hit.split(max(1, PIECE // segment)):
+        own = flat[part]
+        high = own >= sift.floor
+        number, column = high.nonzero(as_tuple=True)
+        if len(number):
+            place = part[number]
+            column += place % stretches * segment
+            yield own[high].cpu().numpy(), (place // stretches).cpu().numpy(), column.cpu().numpy()
 
 
 def _sweep(

@@ -1,32 +1,25 @@
 """Searching without a score matrix: blocked products of any size, of which only what is asked for is kept.
 
-A score here is the product x·y of two embeddings as they are given (of unit vectors the cosine), in float64. The
-blocked products are float32 and only sift: such a product of D terms, in whatever order it is summed up, is at most
-γ·‖x‖·‖y‖ from the true one, γ = D·u/(1 − D·u), u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-section 3.1; 3.1e-5 for unit vectors of 512 numbers). What lies that close to a bar is computed again in float64, always
-in the same order of summation, so that equal embeddings tie, wherever they lie. So ranks and the order of what is found
-do not depend on the size of the blocks, on the device, or on the number of threads.
-
-P is the number of probes, G of gallery rows, D the embedding size. Memory: the probes on the device, one block of the
-gallery, one tile of scores; arrays may be memory-mapped.
+Scores are float64, and the float32 products of the blocks only sift (`facelab.benchmark.products`). P is the number of
+probes, G of gallery rows, D the embedding size. Memory: the probes on the device, one block of the gallery, one tile of
+scores; arrays may be memory-mapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Progress = Callable[[int, int], None]
-"""Told of comparisons: so many are done, of so many."""
+from facelab.benchmark.products import TILES, Product, Progress, full_precision, norms, pair_scores, rounding, unit
 
-TILES = {"cpu": (512, 4096), "cuda": (8192, 8192)}  # probes × gallery rows: scores that stay near the processor
+__all__ = ["Nearest", "Progress", "Ranks", "pair_scores", "rank_mates", "rank_scores", "top_k", "unit"]
+
+
 SPARE = 16  # further neighbours that are kept while sifting, so that rounding cannot lose one
-PAIRS = 256  # pairs that are scored at once in float64, in the cache
 
 
 class Nearest(NamedTuple):
@@ -143,109 +136,9 @@ def rank_scores(
     return _ranked(search, who, scores)
 
 
-def pair_scores(one: np.ndarray, other: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(N,) float64 products of rows, summed up in float64 and always in the same order.
-
-    Args:
-        one: (P,D) float.
-        other: (G,D) float.
-        pairs: (N,2) int, a row of each.
-    """
-    found = np.empty(len(pairs))
-    for start in range(0, len(pairs), PAIRS):
-        first, second = pairs[start : start + PAIRS].T
-        products = np.asarray(one[first], np.float64) * np.asarray(other[second], np.float64)
-        found[start : start + PAIRS] = products.sum(axis=1)  # einsum's order would depend on how many pairs there are
-    return found
-
-
-def unit(embeddings: np.ndarray) -> np.ndarray:
-    """(M,D) float32 of length 1; rows that are zero stay zero."""
-    embeddings = np.array(embeddings, np.float32)
-    for start in range(0, len(embeddings), PAIRS):
-        rows = embeddings[start : start + PAIRS].astype(np.float64)
-        norm = np.sqrt(np.einsum("md,md->m", rows, rows))
-        embeddings[start : start + PAIRS] = rows / np.where(norm == 0, 1, norm)[:, None]
-    return embeddings
-
-
-def rounding(size: int, one: float, other: float) -> float:
-    """How far a float32 product may be from the true one.
-
-    Args:
-        size: D.
-        one: the largest norm of one side.
-        other: of the other.
-    """
-    share = size * 2.0**-24
-    return share / (1 - share) * one * other + size * 2.0**-126  # and what is too small for a float32
-
-
-def norms(embeddings: np.ndarray, what: str) -> np.ndarray:
-    """(M,) float64 norms.
-
-    Raises:
-        ValueError: not a matrix, or rows that are not finite: counted, the first named.
-    """
-    if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
-        raise ValueError(
-            f"{what}: of shape {embeddings.shape} and type {embeddings.dtype}; (rows, D) of float is needed"
-        )
-    found = np.empty(len(embeddings))
-    for start in range(0, len(embeddings), PAIRS):
-        rows = np.asarray(embeddings[start : start + PAIRS], np.float64)
-        found[start : start + PAIRS] = np.sqrt(np.einsum("md,md->m", rows, rows))
-    bad = ~np.isfinite(found)
-    if bad.any():
-        raise ValueError(
-            f"{what}: {int(bad.sum())} of {len(bad)} embeddings are not finite, the first is row {int(np.argmax(bad))}"
-            "; check the model's weights and its precision"
-        )
-    return found
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of float32 are float32, and not TF32 or bfloat16, whatever the caller has chosen for a network."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-class Product:
-    """Tiles of float32 products, all written into one piece of memory.
-
-    Args:
-        tile: the most rows of either side.
-        device: where.
-        spare: further numbers behind the largest tile.
-
-    Attributes:
-        memory: where they are, flat.
-    """
-
-    def __init__(self, tile: tuple[int, int], device: torch.device, spare: int = 0):
-        self.device = device
-        self.memory = torch.empty(tile[0] * tile[1] + spare, device=device)
-
-    def __call__(self, one: Tensor, other: Tensor) -> Tensor:
-        """(p,D) and (g,D) → (p,g), good until the next call."""
-        scores = self.memory[: len(one) * len(other)].view(len(one), len(other))
-        return torch.mm(one, other.T, out=scores)
-
-    def rows(self, embeddings: np.ndarray, start: int, stop: int) -> Tensor:
-        """(n,D) float32 of a part of an array."""
-        part = np.require(embeddings[start:stop], np.float32, ["C", "W"])  # torch takes none that cannot be written
-        return torch.from_numpy(part).to(self.device)
-
-
 class _Visitor(Protocol):
     def see(self, scores: Tensor, best: Tensor, probe: int, row: int) -> None:
-        """Is shown a tile (p,g), and the best of each of its rows (p,): from which probe and which gallery row on."""
+        """Is shown a tile (p,n,SEGMENT), and the best of each stretch (p,n): from which probe and gallery row on."""
 
 
 class _Search:
@@ -298,16 +191,17 @@ class _Search:
                     scores = product(own, rows)
                     start, stop = ends[block * len(tops) + number :][:2]
                     if start < stop:
-                        scores[within[start:stop, 0], within[start:stop, 1]] = -torch.inf
-                    best = scores.amax(dim=1)
+                        scores.view(len(own), -1)[within[start:stop, 0], within[start:stop, 1]] = -torch.inf
+                    best = scores.amax(dim=2)
                     for visitor in visitors:
                         visitor.see(scores, best, number * height, row)
-                    done += scores.numel()
+                    done += len(own) * len(rows)
                     if self.progress is not None:
                         self.progress(done, total)
 
     def settle(self, best: _Best, k: int) -> Nearest:
         """The k best in float64, of those that were kept; where too few were to be sure, more are kept once more."""
+        best.finish()
         sifted, rows = best.scores.cpu().numpy(), best.rows.cpu().numpy()
         count, kept = rows.shape
         scores = np.full((count, kept), -np.inf)
@@ -349,35 +243,54 @@ def _ranked(search: _Search, who: np.ndarray, scores: np.ndarray) -> Ranks:
 
 
 class _Best:
-    """Keeps the best of each probe, in float32; what comes later and is equal is no better."""
+    """Keeps the best of each probe, in float32; what comes later and is equal is no better.
+
+    What passes the bar of a probe, its last score so far, waits until there is as much of it as is kept: bars that lag
+    behind by so much let at most twice as many pass, and sorting becomes rare.
+    """
 
     def __init__(self, count: int, keep: int, device: torch.device):
         self.scores = torch.full((count, keep), -torch.inf, device=device)
         self.rows = torch.full((count, keep), -1, dtype=torch.int64, device=device)
+        self._waiting: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by the first probe of a tile
 
     def see(self, scores: Tensor, best: Tensor, probe: int, row: int) -> None:
         keep = self.scores.shape[1]
         bar = self.scores[probe : probe + len(scores), -1]
-        hit = (best > bar).nonzero()[:, 0]
-        if not len(hit):
+        line, stretch = (best > bar[:, None]).nonzero(as_tuple=True)
+        if not len(line):
             return
-        own, bar = scores[hit], bar[hit][:, None]
-        better = own > bar
-        if own.shape[1] > 4 * keep and int(better.sum()) > 4 * keep * len(hit):  # the first tiles: nearly all are
-            better &= own >= own.topk(keep, dim=1).values[:, -1:]
-        who, column = better.nonzero(as_tuple=True)
-        place = hit + probe
+        own, segment = scores[line, stretch], scores.shape[2]
+        better = own > bar[line][:, None]
+        if len(line) * segment > scores.numel() // 4 and scores[0].numel() > keep:  # the first tiles: nearly all are
+            least = scores.view(len(scores), -1).topk(keep, dim=1).values[:, -1]
+            better &= own >= least[line][:, None]
+        found, column = better.nonzero(as_tuple=True)
+        waiting = self._waiting.setdefault(probe, [])
+        waiting.append((line[found] + probe, own[better], column + stretch[found] * segment + row))
+        if sum(len(part[0]) for part in waiting) >= keep * len(scores):
+            self._merge(probe)
+
+    def finish(self) -> None:
+        """Takes in all that waits."""
+        for probe in list(self._waiting):
+            self._merge(probe)
+
+    def _merge(self, probe: int) -> None:
+        keep = self.scores.shape[1]
+        who, scores, rows = (torch.cat(part) for part in zip(*self._waiting.pop(probe), strict=True))
+        place, who = torch.unique(who, return_inverse=True)
         # What was there before stands first: a stable order keeps it there among equals.
-        all_who = torch.cat([torch.arange(len(hit), device=who.device).repeat_interleave(keep), who])
-        all_scores = torch.cat([self.scores[place].flatten(), own[who, column]])
-        all_rows = torch.cat([self.rows[place].flatten(), column + row])
-        order = torch.sort(all_scores, descending=True, stable=True).indices
-        order = order[torch.sort(all_who[order], stable=True).indices]
-        sizes = keep + torch.bincount(who, minlength=len(hit))
+        who = torch.cat([torch.arange(len(place), device=who.device).repeat_interleave(keep), who])
+        scores = torch.cat([self.scores[place].flatten(), scores])
+        rows = torch.cat([self.rows[place].flatten(), rows])
+        order = torch.sort(scores, descending=True, stable=True).indices
+        order = order[torch.sort(who[order], stable=True).indices]
+        sizes = torch.bincount(who, minlength=len(place))
         rank = torch.arange(len(order), device=who.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         order, rank = order[rank < keep], rank[rank < keep]
-        self.scores[place[all_who[order]], rank] = all_scores[order]
-        self.rows[place[all_who[order]], rank] = all_rows[order]
+        self.scores[place[who[order]], rank] = scores[order]
+        self.rows[place[who[order]], rank] = rows[order]
 
 
 class _Above:
@@ -403,13 +316,15 @@ class _Above:
         self.reached = torch.zeros(len(scores) + count, dtype=torch.int64, device=device)
 
     def see(self, scores: Tensor, best: Tensor, probe: int, row: int) -> None:
-        lowest = self.lowest[probe : probe + len(scores)]
-        hit = (best >= lowest).nonzero()[:, 0]
-        if not len(hit):
+        lowest = self.lowest[probe : probe + len(scores), None]
+        line, stretch = (best >= lowest).nonzero(as_tuple=True)
+        if not len(line):
             return
-        own = scores[hit]
-        line, column = (own >= lowest[hit][:, None]).nonzero(as_tuple=True)
-        found, who = own[line, column].double(), hit[line] + probe
+        own = scores[line, stretch]
+        high = own >= lowest[line]
+        number, column = high.nonzero(as_tuple=True)
+        column += stretch[number] * scores.shape[2]
+        found, who = own[high].double(), line[number] + probe
         base, start = who.double() * self.span + found, self.starts[who]
         low = torch.searchsorted(self.keys, base - self.slack, right=True) - start
         high = torch.searchsorted(self.keys, base + self.slack, right=True) - start

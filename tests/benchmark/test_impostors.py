@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelab.benchmark import impostors
+from facelab.benchmark import impostors, products
 from facelab.benchmark.comparisons import RULES, Comparisons
 from facelab.benchmark.impostors import Tail, largest, needed
 from facelab.benchmark.operating_points import allowed_false_accepts, tar_at_far
@@ -57,7 +57,7 @@ def test_they_are_the_largest(work, count, tile, segment):
     sides, comparisons, *rest = work
     scores, pairs = every(sides, comparisons, *rest)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(impostors, "SEGMENT", segment)  # short stretches and a small store: everything happens often
+        patch.setattr(products, "SEGMENT", segment)  # short stretches and a small store: everything happens often
         patch.setattr(impostors, "PIECE", max(4, segment))
         found = largest(sides[0], None if comparisons.single else sides[1], comparisons, count, tile=tile)
     assert found.comparisons == len(scores)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facelab.benchmark import streaming
+from facelab.benchmark import products, streaming
 from facelab.benchmark.streaming import pair_scores, rank_mates, rank_scores, top_k, unit
 
 
@@ -48,6 +48,7 @@ def test_top_k_is_that_of_a_sorted_matrix(search, k, spares):
     scores[tuple(excluded.T)] = -np.inf
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "SPARE", 2 if spares else 0)
+        patch.setattr(products, "SEGMENT", 4 if spares else 128)
         found = top_k(probes, gallery, k, excluded=excluded, tile=tile)
     shown = min(k, len(gallery))
     expected = best_of(scores, k)
@@ -120,7 +121,7 @@ def test_precision_is_put_back():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with streaming.full_precision():
+        with products.full_precision():
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -130,7 +131,7 @@ def test_precision_is_put_back():
 def test_rounding_is_a_bound():
     rng = np.random.default_rng(4)
     one, other = unit(rng.normal(size=(100, 512))), unit(rng.normal(size=(100, 512)))
-    assert np.abs(one @ other.T - matrix(one, other)).max() < streaming.rounding(512, 1.0, 1.0) < 3.2e-5
+    assert np.abs(one @ other.T - matrix(one, other)).max() < products.rounding(512, 1.0, 1.0) < 3.2e-5
 
 
 def test_what_is_refused():
