@@ -33,24 +33,10 @@ class Enrolled:
     failed: np.ndarray
     reasons: list[dict[str, str]]
 
-    def comparisons(self, rule: str, group: str | None) -> Comparisons:
-        """All comparisons of the embedded images.
-
-        Args:
-            rule: which impostor comparisons count, see `facelab.benchmark.comparisons`.
-            group: the column of the groups of that rule.
-        """
-        sides = self.sides[: 1 if self.verify is None else 2]
-        people = [self.images.person[side] for side in sides]
-        groups = [self.images.groups[group].code[side] if group else None for side in sides]
-        two = len(sides) == 2
-        return Comparisons(people[0], people[1] if two else None, rule, groups[0], groups[1] if two else None)
-
     def genuine(self) -> Genuine:
         """All comparisons of people with themselves; −inf where an image has failed."""
         images = self.images
-        second = None if images.verify is None else images.person[images.verify]
-        rows = Comparisons(images.person[images.enrol], second).genuine()
+        rows = compare(images, (images.enrol, images.probes), "all", None).genuine()
         pairs = np.stack([images.enrol[rows[:, 0]], images.probes[rows[:, 1]]], axis=1)
         scores = np.full(len(pairs), -np.inf)
         there = ~self.failed[pairs].any(axis=1)
@@ -102,6 +88,22 @@ class Enrolled:
                 f"{images.source}: no search has a mate in the gallery; set benchmark.fpir=[] for 1:1 alone"
             )
         return searches, images.person[probes]
+
+
+def compare(images: ImageList, sides: tuple[np.ndarray, np.ndarray], rule: str, group: str | None) -> Comparisons:
+    """All comparisons of some images of a list.
+
+    Args:
+        images: the list.
+        sides: enrolment and verification image numbers; of a single list the same twice.
+        rule: which impostor comparisons count, see `facelab.benchmark.comparisons`.
+        group: the column of the groups of that rule.
+    """
+    people = [images.person[side] for side in sides]
+    groups = [images.groups[group].code[side] if group else None for side in sides]
+    if images.verify is None:
+        return Comparisons(people[0], None, rule, groups[0], None)
+    return Comparisons(people[0], people[1], rule, groups[0], groups[1])
 
 
 def enrol(embeddings: np.ndarray, images: ImageList, accept_zero: bool) -> Enrolled:

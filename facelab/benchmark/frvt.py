@@ -16,7 +16,7 @@ import torch
 
 from facelab.benchmark.bootstrap import per_subject
 from facelab.benchmark.comparisons import RULES, Comparisons
-from facelab.benchmark.enrolment import enrol
+from facelab.benchmark.enrolment import compare, enrol
 from facelab.benchmark.identification import Searches
 from facelab.benchmark.image_list import ImageList, read_list
 from facelab.benchmark.impostors import Tail, largest, needed, sample_scores
@@ -30,6 +30,7 @@ from facelab.benchmark.verification import Bootstrap, Genuine, det_curve, fmr_in
 KEPT = 2**20  # impostor scores that are kept at least: with no more of them, everything is exact
 SAMPLED = 2048  # images of either side whose comparisons show the rest of the DET curve
 FAILURES = ("listed", "unreadable", "zero")
+DRAWN = 2**17  # impostor scores that are kept for a histogram
 CMC = 20  # ranks that are kept
 
 
@@ -131,7 +132,8 @@ class FrvtBenchmark:
 
         Raises:
             FileNotFoundError: the folder, a list, or images are not there.
-            ValueError: no path, or a list that cannot be read.
+            ValueError: no path, a list that cannot be read, one without genuine or impostor comparisons, or with more
+                of them than a target allows to keep scores for.
         """
         if self.path is None:
             raise ValueError("benchmark.path is null: give the folder of the images, with images.csv in it")
@@ -161,6 +163,14 @@ class FrvtBenchmark:
                 f"{images.source}: some images have no {self.group}, by which impostors are chosen: fill it in, or set "
                 "benchmark.impostors=all benchmark.group=null"
             )
+        comparisons = compare(images, (images.enrol, images.probes), self.impostors, self.group)
+        total, genuine = comparisons.impostors(), len(comparisons.genuine())
+        if not total or not genuine:
+            raise ValueError(
+                f"{images.source}: {genuine:,} genuine and {total:,} impostor comparisons ({self.impostors}); both are "
+                "needed: check the columns person and set"
+            )
+        needed(max(self.fmr), total)
         return images
 
     def evaluate(self, embeddings: np.ndarray, images: ImageList, progress: Progress | None = None) -> CountedResult:
@@ -179,12 +189,12 @@ class FrvtBenchmark:
             ValueError: another number of rows, rows that are zero or not finite, no genuine or no impostor comparison.
         """
         enrolled = enrol(embeddings, images, "zero" in self.failures)
-        comparisons = enrolled.comparisons(self.impostors, self.group)
+        comparisons = compare(images, enrolled.sides, self.impostors, self.group)
         total, genuine = comparisons.impostors(), enrolled.genuine()
-        if not total or not len(genuine.scores):
+        if not total:
             raise ValueError(
-                f"{images.source}: {len(genuine.scores):,} genuine and {total:,} impostor comparisons "
-                f"({self.impostors}); both are needed: check the columns person and set"
+                f"{images.source}: {len(enrolled.reasons):,} of {len(images):,} images have failed, and none of the "
+                f"others are impostors ({self.impostors}); without them there is no threshold"
             )
         count = max(needed(max(self.fmr), total), min(total, KEPT))
         pair = enrolled.enrol, enrolled.verify
@@ -192,7 +202,7 @@ class FrvtBenchmark:
         rest = len(tail.scores) < total
         sample = sample_scores(*pair, comparisons, SAMPLED, self.bootstrap.seed) if rest else np.empty(0)
         metrics, notes, kept, rows = self._rates(images, comparisons, tail, genuine)
-        kept |= det_curve(genuine.scores, tail, sample) | {"impostor_sample": sample if rest else tail.scores}
+        kept |= det_curve(genuine.scores, tail, sample) | {"impostor_sample": _thinned(sample if rest else tail.scores)}
         tables = {"thresholds": rows, "failures": enrolled.reasons, "groups": [], "cross_groups": []}
         for column in self.by:
             about = images.groups[column], enrolled.sides, comparisons, tail, genuine
@@ -207,7 +217,8 @@ class FrvtBenchmark:
                 row["mmpmr"] = metrics[f"{self.name}/mmpmr@{short(row['fmr_target'])}"] = float(share)
         searches = None
         if self.fpir:
-            searches, person = enrolled.searches(embeddings, self.device, progress)
+            told = None if progress is None else lambda done, whole: progress(total + done, total + whole)
+            searches, person = enrolled.searches(embeddings, self.device, told)
             found, table = self._identified(searches, person, len(images.people), notes)
             metrics |= found
             kept["cmc"], tables["identification"] = searches.cmc(CMC), table
@@ -302,3 +313,8 @@ class FrvtBenchmark:
             "color": "rgb",
             "source": f"{images.source} sha256:{images.digest}",
         }
+
+
+def _thinned(scores: np.ndarray) -> np.ndarray:
+    """At most `DRAWN` of them, evenly along their order: what a histogram is drawn of."""
+    return np.sort(scores)[:: max(1, -(-len(scores) // DRAWN))].astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from facelab.benchmark import frvt
+from facelab.benchmark import frvt, impostors
 from facelab.benchmark.frvt import FrvtBenchmark
 from facelab.benchmark.operating_points import tar_at_far
 from facelab.benchmark.scores import load_counted, save_all
@@ -216,6 +216,7 @@ def test_more_scores_than_are_kept(tmp_path, monkeypatch):
     assert (np.diff(part.kept["det_fmr"]) >= 0).all()
     assert (np.diff(part.kept["det_threshold"]) < 0).all()
     every = whole.kept["impostor_sample"]
+    assert len(every) == whole.stamp["impostor"]
     for i in np.flatnonzero(~exact):  # here the sample is everything, in float32
         share = np.mean(every >= part.kept["det_threshold"][i])
         assert part.kept["det_fmr"][i] == pytest.approx(share, abs=2 / len(every))
@@ -309,8 +310,14 @@ def test_failures_to_enrol(tmp_path):
 def test_all_have_failed(known):
     benchmark = options(path=str(known), failures=["listed", "zero"], fmr=[0.02])
     images = benchmark.open()
-    with pytest.raises(ValueError, match="10 genuine and 0 impostor comparisons"):
+    with pytest.raises(ValueError, match="20 of 20 images have failed, and none of the others are impostors"):
         benchmark.evaluate(np.zeros((20, 48), np.float32), images)
+
+
+def test_more_scores_than_can_be_kept_are_refused_before_anything_is_embedded(known, monkeypatch):
+    monkeypatch.setattr(impostors, "MOST", 10)
+    with pytest.raises(ValueError, match=r"fmr=0\.1 of 90 impostor comparisons asks for the 10 largest .* at most 5"):
+        options(path=str(known), fmr=[0.1]).open()
 
 
 def test_the_order_of_the_list_changes_nothing(tmp_path):
@@ -363,6 +370,8 @@ def test_lists_that_cannot_be_used(known, tmp_path):
     refused(ValueError, "0 enrolment and 20 verification", **listed(text.replace(",enrol", ",verify")))
     refused(ValueError, "the column failed says .* 'maybe'", **listed(text.replace("m,1", "m,maybe")))
     refused(ValueError, "names no image", **listed("image,person\n"))
+    stranger = "image,person,set\n0enrol.png,p0,enrol\n1verify.png,p1,verify\n"
+    refused(ValueError, r"0 genuine and 1 impostor comparisons \(all\); both are needed", **listed(stranger))
     nameless = text.replace("p3,enrol,f", "p3,enrol,")
     refused(ValueError, "some images have no sex, by which", impostors="same_group", group="sex", **listed(nameless))
     morphs = tmp_path / "morphs.csv"

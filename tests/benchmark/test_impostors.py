@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,6 +116,20 @@ def test_a_monotone_map_and_a_permutation_change_nobody():
     np.testing.assert_array_equal(first.scores, moved.scores)
     pairs = {frozenset(pair) for pair in zip(order[moved.enrol], order[moved.verify], strict=True)}
     assert pairs == {frozenset(pair) for pair in zip(first.enrol, first.verify, strict=True)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tile", [(64, 256), None])
+def test_a_gpu_finds_the_same(tile):
+    embeddings, person = faces(2000, 300)
+    other, those = faces(1500, 300, seed=1)
+    for second, comparisons in ((other, Comparisons(person, those)), (None, Comparisons(person, None))):
+        found = largest(embeddings, second, comparisons, 5000, device="cuda", tile=tile)
+        expected = largest(embeddings, second, comparisons, 5000)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(found.enrol, expected.enrol)
+        np.testing.assert_array_equal(found.verify, expected.verify)
 
 
 class Killed(Exception):

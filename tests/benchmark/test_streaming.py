@@ -117,6 +117,22 @@ def test_blocks_and_types_change_nothing(tmp_path):
     np.testing.assert_array_equal(top_k(probes, half, 4).rows, top_k(probes, half.astype(np.float32), 4).rows)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_the_same():
+    rng = np.random.default_rng(6)
+    probes, gallery = unit(rng.normal(size=(50, 64))), unit(rng.normal(size=(3000, 64)))
+    gallery[1500:1600] = gallery[:100]
+    mates = np.stack([np.arange(50), np.arange(50) * 7], axis=1)
+    for tile in ((16, 512), None):
+        for found, expected in (
+            (top_k(probes, gallery, 9, device="cuda", tile=tile), top_k(probes, gallery, 9)),
+            (rank_mates(probes, gallery, mates, device="cuda", tile=tile), rank_mates(probes, gallery, mates)),
+        ):
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
 def test_precision_is_put_back():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
