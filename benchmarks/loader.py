@@ -1,6 +1,6 @@
 """How much of bare JPEG decoding is left when a loader makes batches of it?
 
-Times five ways to go through the same images with the same number of threads or worker processes, one after another in
+Times these ways to go through the same images with the same number of threads or worker processes, one after another in
 every round, so that whatever else runs on the machine slows all of them alike:
 
     bare            cv2.imdecode of the same JPEG bytes in the same order, the pixels thrown away: what the field uses
@@ -9,6 +9,8 @@ every round, so that whatever else runs on the machine slows all of them alike:
     facelab+augment the same, then mirror, shift and normalise of each batch by one torch thread on the CPU (on a GPU
                     they cost the CPU nothing)
     dataloader      torch DataLoader, two worker processes, PIL and torchvision transforms image by image
+    dali            DaliLoader on the CPU: facelab's batches, decoded by DALI (the two last where DALI is installed)
+    dali-reader     DALI alone: its own reader of a .rec of the same images, which shuffles a window, and its decoder
 
 Writes medians to results/loader.csv; a row of the same machine, versions and method is replaced. Ratios are medians of
 the rounds' ratios; `load` is the machine's load average beforehand, well below 1 where nothing else was running.
@@ -20,6 +22,8 @@ import argparse
 import io
 import platform
 import statistics
+import struct
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +40,7 @@ from recording import load, machine, record, today
 from torchvision import transforms
 
 from facelab.data.augment import Augment, normalise
+from facelab.data.dali_loader import DaliLoader, check_installed
 from facelab.data.plan import Plan
 from facelab.data.recordio import RecordIOFaces
 from facelab.data.torch_loader import TrainLoader
@@ -44,6 +49,7 @@ from facelab.training.strategy import keep_memory
 
 SETTING = ["machine", "python", "torch", "opencv", "simplejpeg", "torchvision", "images", "threads", "batch_size"]
 KEY = [*SETTING, "method"]
+PREFETCH = 4
 PASSES = 4  # epochs in a round: a loader is started once in a training, so its start should weigh little
 
 
@@ -95,8 +101,61 @@ class OneByOne(torch.utils.data.Dataset):
         return self.transform(image), int(self.source.labels[index])
 
 
-def methods(source: Any, subset: np.ndarray, threads: int, batch_size: int) -> dict[str, Callable[[int], int]]:
-    """Each takes the number of the round, goes through the images and returns how many it saw."""
+def pack(jpegs: list[np.ndarray], labels: np.ndarray, folder: Path) -> None:
+    """Writes train.rec and train.idx, of images alone."""
+    with open(folder / "train.rec", "wb") as rec, open(folder / "train.idx", "w") as idx:
+        for key, (jpeg, label) in enumerate(zip(jpegs, labels.tolist(), strict=True)):
+            payload = struct.pack("<IfQQ", 0, label, key, 0) + jpeg.tobytes()
+            idx.write(f"{key}\t{rec.tell()}\n")
+            rec.write(struct.pack("<II", 0xCED7230A, len(payload)) + payload + bytes(-len(payload) % 4))
+
+
+def dali_reader(folder: Path, threads: int, batch_size: int, batches: int) -> int:
+    """Goes through a pack as DALI does by itself, which pays its start too."""
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    pipeline = Pipeline(batch_size, threads, device_id=None, seed=0, prefetch_queue_depth=PREFETCH + 1)
+    with pipeline:
+        files = {"path": [str(folder / "train.rec")], "index_path": [str(folder / "train.idx")]}
+        jpegs, labels = fn.readers.mxnet(**files, random_shuffle=True, initial_fill=1024)
+        pixels = fn.decoders.image(jpegs, device="cpu", output_type=types.DALIImageType.RGB)
+        pipeline.set_outputs(pixels, labels)
+    return sum(len(torch.from_dlpack(pipeline.run()[0].as_tensor())) for _ in range(batches))
+
+
+def dali_version() -> str:
+    """DALI's; empty where it is not installed."""
+    try:
+        check_installed()
+    except ValueError as error:
+        print(f"without DALI: {error}")
+        return ""
+    from nvidia import dali
+
+    return str(dali.__version__)
+
+
+def methods(
+    source: Any, subset: np.ndarray, threads: int, batch_size: int, packed: Path | None
+) -> dict[str, Callable[[int], int]]:
+    """Each takes the number of the round, goes through the images and returns how many it saw.
+
+    Args:
+        source: the images.
+        subset: (n,) which of them.
+        threads: of each.
+        batch_size: images in a batch.
+        packed: an empty folder for DALI's own reader; None where DALI is not installed.
+    """
+    return {
+        **our_methods(source, subset, threads, batch_size),
+        **dali_methods(source, subset, threads, batch_size, packed),
+    }
+
+
+def our_methods(source: Any, subset: np.ndarray, threads: int, batch_size: int) -> dict[str, Callable[[int], int]]:
+    """Those that need no DALI."""
     plan = Plan(len(subset), batch_size, seed=0)
     jpegs = [source.encoded(int(index)) for index in subset]
     augment = Augment(mirror=0.5, crop=4)
@@ -131,18 +190,12 @@ def methods(source: Any, subset: np.ndarray, threads: int, batch_size: int) -> d
     def bare_turbo(number: int) -> int:
         return bare(number, turbo)
 
-    def loader(number: int) -> TrainLoader:
-        first, stop = steps(number).start, steps(number).stop
-        labels = source.labels[subset]
-        return TrainLoader(
-            source, subset, labels, plan, 0, augment.draws, first, stop, 0, 1, threads, prefetch=4, pin=False
-        )
-
     def facelab(number: int) -> int:
-        return sum(len(batch.images) for batch in loader(number))
+        return sum(len(batch.images) for batch in loader(TrainLoader, source, subset, threads, plan, number))
 
     def facelab_augment(number: int) -> int:
-        return sum(len(normalise(augment(batch.images, batch.draws))) for batch in loader(number))
+        batches = loader(TrainLoader, source, subset, threads, plan, number)
+        return sum(len(normalise(augment(batch.images, batch.draws))) for batch in batches)
 
     def dataloader(number: int) -> int:  # one pass: it is slow, and its workers stay
         return sum(len(images) for images, _ in processes)
@@ -154,6 +207,31 @@ def methods(source: Any, subset: np.ndarray, threads: int, batch_size: int) -> d
         "facelab+augment": facelab_augment,
         "dataloader": dataloader,
     }
+
+
+def loader(made: Any, source: Any, subset: np.ndarray, threads: int, plan: Plan, number: int) -> TrainLoader:
+    """A loader of the steps of a round."""
+    first, stop = (at * PASSES * plan.steps_per_epoch for at in (number, number + 1))
+    labels = source.labels[subset]
+    return made(source, subset, labels, plan, 0, Augment.draws, first, stop, 0, 1, threads, PREFETCH, pin=False)
+
+
+def dali_methods(
+    source: Any, subset: np.ndarray, threads: int, batch_size: int, packed: Path | None
+) -> dict[str, Callable[[int], int]]:
+    """DALI in our order, and as it is; nothing where it is not installed."""
+    if packed is None:
+        return {}
+    plan = Plan(len(subset), batch_size, seed=0)
+    pack([source.encoded(int(index)) for index in subset], source.labels[subset], packed)
+
+    def dali(number: int) -> int:
+        return sum(len(batch.images) for batch in loader(DaliLoader, source, subset, threads, plan, number))
+
+    def reader(number: int) -> int:
+        return dali_reader(packed, threads, batch_size, PASSES * plan.steps_per_epoch)
+
+    return {"dali": dali, "dali-reader": reader}
 
 
 def measure(ways: dict[str, Callable[[int], int]], rounds: int) -> dict[str, list[float]]:
@@ -183,10 +261,13 @@ def main() -> None:
     keep_memory()  # as a training on a CPU does
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    busy = load()
+    busy, dali = load(), dali_version()
     source = RecordIOFaces(arguments.root, 112) if arguments.root else Rendered(arguments.images)
     subset = np.linspace(0, len(source) - 1, min(arguments.images, len(source))).astype(np.int64)
-    speeds = measure(methods(source, subset, arguments.threads, arguments.batch_size), arguments.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        packed = Path(folder) if dali else None
+        ways = methods(source, subset, arguments.threads, arguments.batch_size, packed)
+        speeds = measure(ways, arguments.rounds)
 
     common = {
         "date": today(),
@@ -209,6 +290,7 @@ def main() -> None:
         to_loader = [value / other for value, other in zip(values, speeds["dataloader"], strict=True)]
         row = {
             "method": name,
+            "dali": dali if name.startswith("dali") else "",
             "images_per_s": f"{statistics.median(values):.0f}",
             "ratio_to_bare": f"{statistics.median(to_bare):.3f}",
             "ratio_to_dataloader": f"{statistics.median(to_loader):.2f}",

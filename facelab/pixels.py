@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-__all__ = ["decode", "fit"]
+__all__ = ["decode", "fit", "is_plain_jpeg"]
 
 _EXIF = b"\xff\xe1"
 
@@ -22,9 +22,7 @@ def decode(encoded: np.ndarray, out: np.ndarray | None = None) -> np.ndarray | N
     """
     if len(encoded) < 4:
         return None
-    head = encoded[:24].tobytes()
-    # EXIF follows the first two bytes, or a JFIF header of the usual 16 bytes.
-    if head[:3] == b"\xff\xd8\xff" and head[2:4] != _EXIF and head[20:22] != _EXIF:
+    if is_plain_jpeg(encoded):
         try:
             image = simplejpeg.decode_jpeg(encoded, "RGB", buffer=out)
             return out if out is not None and out.shape == image.shape else image
@@ -32,6 +30,13 @@ def decode(encoded: np.ndarray, out: np.ndarray | None = None) -> np.ndarray | N
             if out is not None:  # another size, perhaps
                 return decode(encoded)
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+
+
+def is_plain_jpeg(encoded: np.ndarray) -> bool:
+    """Whether bytes (n,) uint8 begin as a JPEG without EXIF: as one whose pixels lie as they are to be seen."""
+    head = encoded[:24].tobytes()
+    # EXIF follows the first two bytes, or a JFIF header of the usual 16 bytes.
+    return head[:3] == b"\xff\xd8\xff" and head[2:4] != _EXIF and head[20:22] != _EXIF
 
 
 def fit(image: np.ndarray, size: int, what: str) -> np.ndarray:

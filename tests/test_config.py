@@ -60,6 +60,7 @@ def placeholders(tmp_path_factory):
         ("data", "folder"): folder,
         ("data", "recordio"): records,
         ("data", "imagefolder_classification"): things,
+        ("data", "union"): {"data.roots": [root / "folder", root / "recordio"]},
         **{("experiment", name): given for name, given in experiments.items()},
         ("sweeps", "askd"): student,
     }
@@ -89,8 +90,13 @@ def composed(request, placeholders, composer):
     """(group, name, the whole configuration with that option)."""
     group, name = option(request.param)
     given = placeholders.get((group, name), {})
-    overrides = [f"{group}={name}", *(f"{key}='{value}'" for key, value in given.items())]
+    overrides = [f"{group}={name}", *(f"{key}={written(value)}" for key, value in given.items())]
     return group, name, hydra.compose("config", overrides=overrides)
+
+
+def written(value):
+    """As it stands on the command line, in quotes."""
+    return f"[{','.join(map(written, value))}]" if isinstance(value, list) else f"'{value}'"
 
 
 def node_of(group, config):
@@ -111,6 +117,7 @@ def test_there_are_files():
         "data",
         "data/augment",
         "data/degrade",
+        "data/loader",
         "data/sampler",
         "distill",
         "head",
@@ -147,8 +154,10 @@ def test_its_keys_are_the_constructors(composed):
 
 
 def test_it_is_built(composed):
-    group, _, config = composed
+    group, name, config = composed
     node = node_of(group, config)
+    if (group, name) == ("data/loader", "dali"):
+        pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'facelab[dali]' (Linux)")
     if group.split("/")[0] in NOT_BUILT or not node:
         return
     target = get_object(node._target_)

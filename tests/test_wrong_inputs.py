@@ -160,6 +160,17 @@ def test_one_identity_only(typed, tmp_path):
     assert line.endswith("train.rec: has images of one identity only (label 0), 2 are needed")
 
 
+def test_a_union_of_folders_that_are_not_there(typed, tmp_path, faces):
+    line = typed.told("data=union", f"data.roots=['{faces}',nowhere,also/nowhere]")
+    assert line.startswith("data.roots: no such folder: nowhere, also/nowhere; each is InsightFace's pack or has one")
+    line = typed.told("data=union", f"data.roots=['{faces}','{faces}/']")
+    assert line.startswith(f"data.roots names {faces} and {faces}/, one folder: its images would count twice")
+    assert typed.told("data=union", "data.roots=nowhere") == (
+        "data.roots is 'nowhere': give a value of type list of str"
+    )
+    assert typed.told("data=union").startswith("data.roots has no value")
+
+
 def test_one_identity_left_by_what_is_skipped(typed, tmp_path):
     faces = write_faces(tmp_path / "faces", people=10)
     for person in range(1, 10):

@@ -147,17 +147,8 @@ def read_list(
     if not root.is_dir():
         raise FileNotFoundError(f"benchmark.path={root}: no such folder of images")
     rows, found = _read(path, "image", "person")
-    unknown = [column for column in columns if column not in found or column in OWN]
-    if unknown:
-        groups = [column for column in found if column not in OWN]
-        raise ValueError(
-            f"{path}: has no group {', '.join(unknown)}; its groups are {', '.join(groups) or 'none'}: mend "
-            "benchmark.group and benchmark.by, or the list"
-        )
     names = [row["image"] for row in rows]
-    twice = [image for image, times in Counter(names).items() if times > 1]
-    if twice:
-        raise ValueError(f"{path}: {len(twice):,} images stand there twice: {_named(twice)}")
+    _check_columns(path, columns, found, names)
     people = sorted({row["person"] for row in rows})
     number = {person: index for index, person in enumerate(people)}
     listed = np.array([_flag(row.get("failed") or "", path) for row in rows], bool)
@@ -183,6 +174,20 @@ def read_list(
         _digest([path, *([] if morphs is None else [morphs])]),
         accept_unreadable,
     )
+
+
+def _check_columns(path: Path, asked: Sequence[str], found: list[str], names: list[str]) -> None:
+    """Refuses groups that are not there, and images that stand in two lines."""
+    unknown = [column for column in asked if column not in found or column in OWN]
+    if unknown:
+        groups = [column for column in found if column not in OWN]
+        raise ValueError(
+            f"{path}: has no group {', '.join(unknown)}; its groups are {', '.join(groups) or 'none'}: mend "
+            "benchmark.group and benchmark.by, or the list"
+        )
+    twice = [image for image, times in Counter(names).items() if times > 1]
+    if twice:
+        raise ValueError(f"{path}: {len(twice):,} images stand there twice: {_named(twice)}")
 
 
 def _read(path: Path, *needed: str) -> tuple[list[dict[str, str]], list[str]]:

@@ -181,7 +181,9 @@ def _examine(source: Any, indices: Iterable[int]) -> list[tuple[int, str, str]]:
         except (ValueError, OSError) as error:
             kind, shape, why = UNREADABLE, (0, 0), " ".join(str(error).split())
         else:
-            why = _misshapen(shape, source)
+            # The sets of a union differ in what they resize.
+            own = source.of(index)[0] if hasattr(source, "of") else source
+            why = _misshapen(shape, own)
         if why:
             kind = UNREADABLE
         if kind is not None:

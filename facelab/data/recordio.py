@@ -11,15 +11,13 @@ decide, and the identity records only say where to look.
 
 import mmap
 import struct
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from facelab.data.record_index import Known, keep, read_index, recall
 from facelab.pixels import decode
 
 __all__ = ["RecordIOFaces"]
@@ -41,7 +39,8 @@ class RecordIOFaces:
 
     Opening reads the index, a sample of the records, and the labels: one image of each identity where the set has
     identity records (and a few around each boundary beyond image 2^24, where float32 blurs it), else the header of
-    every image, which takes a while on a cold disk.
+    every image, which takes a while on a cold disk. Of a set of a million records and more this is kept for the next
+    time, see record_index.py.
 
     Attributes:
         labels: (N,) int64, contiguous 0…num_classes-1 (identities that have images).
@@ -69,27 +68,25 @@ class RecordIOFaces:
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file; a set is train.rec, train.idx and property")
         classes = _read_property(described, size)
-        self._records = _Records(rec, idx)
-        images, identities = _sections(self._records)
-        labels = _labels_by_ranges(self._records, images, identities) if len(identities) else None
-        if labels is None:
-            labels = self._records.labels(np.arange(images.start, images.stop))
-        present = np.zeros(int(labels.max()) + 1, dtype=bool)
-        present[labels] = True
-        names = np.flatnonzero(present)
+        known = recall(rec, idx)
+        self._records = _Records(rec, idx, known)
+        if known is None:
+            known = _learn(self._records)
+            keep(rec, idx, known)
+        names = known.names
         if len(names) > classes:
             raise ValueError(f"{described}: says {classes} identities, but {rec.name} has images of {len(names)}")
         if names[-1] >= classes:
-            row = images.start + int(np.argmax(labels >= classes))
+            image = int(np.argmax(known.labels >= np.searchsorted(names, classes)))
             raise ValueError(
-                f"{self._records.describe(row)} has the label {labels[row - images.start]}, but {described.name} says "
-                f"{classes} identities, 0 to {classes - 1}: they do not belong together; if the labels are right, "
-                f"write {names[-1] + 1},{size},{size} into {described.name}"
+                f"{self._records.describe(known.first + image)} has the label {names[known.labels[image]]}, but "
+                f"{described.name} says {classes} identities, 0 to {classes - 1}: they do not belong together; if the "
+                f"labels are right, write {names[-1] + 1},{size},{size} into {described.name}"
             )
         if len(names) < 2:
             raise ValueError(f"{rec}: has images of one identity only (label {names[0]}), 2 are needed")
-        self._first_row = images.start
-        self.labels = (np.cumsum(present) - 1)[labels]
+        self._first_row = known.first
+        self.labels = known.labels
         self.num_classes = len(names)
         self.identity_names = [str(name) for name in names.tolist()]
 
@@ -128,12 +125,26 @@ class RecordIOFaces:
 class _Records:
     """The records of a file, numbered in the order of their keys (a row is a place in that order)."""
 
-    def __init__(self, rec: Path, idx: Path) -> None:
+    def __init__(self, rec: Path, idx: Path, known: Known | None) -> None:
         self.path = rec
         self.size = rec.stat().st_size
         if self.size < _SMALLEST:
             raise ValueError(f"{rec}: has {self.size} bytes, no record fits: it is empty or truncated")
-        self.keys, self.offsets = _read_index(idx)
+        if known is None:
+            self.keys, self.offsets = read_index(idx)
+            self._check_offsets(idx)
+            self.last = int(np.argmax(self.offsets))
+        else:
+            self.keys, self.offsets, self.last = known.keys, known.offsets, known.last
+        with rec.open("rb") as file:
+            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        self.words = self.bytes[: self.size // 4 * 4].view("<u4")
+        sample = np.unique(np.linspace(0, len(self.keys) - 1, _SAMPLE).astype(np.int64))
+        self._check_magic(sample, self.words[self.offsets[sample] >> 2])
+        self.read(self.last)  # a truncated file ends within its last record
+
+    def _check_offsets(self, idx: Path) -> None:
+        rec = self.path
         wrong = (self.offsets < 0) | (self.offsets > self.size - _SMALLEST) | (self.offsets % 4 != 0)
         if wrong.any():
             row = int(np.argmax(wrong))
@@ -141,12 +152,6 @@ class _Records:
                 f"{idx}: key {self.keys[row]} points to byte {self.offsets[row]}, where no record of {rec.name} "
                 f"({self.size} bytes) can be: {rec.name} is truncated, or the index belongs to another file"
             )
-        with rec.open("rb") as file:
-            self.bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-        self.words = self.bytes[: self.size // 4 * 4].view("<u4")
-        sample = np.unique(np.linspace(0, len(self.keys) - 1, _SAMPLE).astype(np.int64))
-        self._check_magic(sample, self.words[self.offsets[sample] >> 2])
-        self.read(int(np.argmax(self.offsets)))  # a truncated file ends within its last record
 
     def describe(self, row: int) -> str:
         """A record's name for a message."""
@@ -230,36 +235,16 @@ def _read_property(path: Path, size: int) -> int:
     return classes
 
 
-def _read_index(path: Path) -> tuple[range | np.ndarray, np.ndarray]:
-    """Keys, increasing (a range where none is missing), and byte offsets (n,), from lines `key<tab>offset`."""
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)  # NumPy 1's way to say that a number is malformed
-        for lines in _whole_lines(file):
-            try:
-                numbers = np.fromstring(lines, dtype=np.int64, sep=" ")
-            except (ValueError, DeprecationWarning):
-                numbers = np.empty(0, np.int64)
-            if len(numbers) != 2 * (lines.count(b"\n") + 1):
-                raise ValueError(f"{path}: has lines that are not 'key<tab>offset', whole numbers: it is not an index")
-            parts.append((numbers[0::2].copy(), numbers[1::2].copy()))
-    if not parts:
-        raise ValueError(f"{path}: is empty")
-    keys, offsets = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    if (keys[1:] <= keys[:-1]).any():
-        order = np.argsort(keys, kind="stable")
-        keys, offsets = keys[order], offsets[order]
-        twice = keys[1:] == keys[:-1]
-        if twice.any():
-            raise ValueError(f"{path}: names key {keys[np.argmax(twice)]} twice")
-    first, last = int(keys[0]), int(keys[-1])
-    return range(first, last + 1) if last - first == len(keys) - 1 else keys, offsets
-
-
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    while lines := file.read(1 << 26) + file.readline():
-        if lines := lines.rstrip():
-            yield lines
+def _learn(records: _Records) -> Known:
+    """Which records are images, and whose."""
+    images, identities = _sections(records)
+    labels = _labels_by_ranges(records, images, identities) if len(identities) else None
+    if labels is None:
+        labels = records.labels(np.arange(images.start, images.stop))
+    present = np.zeros(int(labels.max()) + 1, dtype=bool)
+    present[labels] = True
+    contiguous = (np.cumsum(present) - 1)[labels]
+    return Known(records.keys, records.offsets, images.start, records.last, contiguous, np.flatnonzero(present))
 
 
 def _sections(records: _Records) -> tuple[range, range]:

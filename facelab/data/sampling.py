@@ -11,7 +11,7 @@ import numpy as np
 
 from facelab.data.plan import Plan, people_key, permute, permute_each, picture_keys, strata_points
 
-__all__ = ["Adaptive", "PeopleTimesImages", "Shuffled"]
+__all__ = ["Adaptive", "ClassBalanced", "PeopleTimesImages", "Shuffled"]
 
 
 class Shuffled(Plan):
@@ -86,8 +86,7 @@ class PeopleTimesImages(Plan):
                 f"{int((counts < 2).sum()):,} of them only one: lower data.sampler.images, or train on people with more"
             )
         self.counts = counts
-        self.starts = np.cumsum(counts) - counts
-        self.sorted = np.argsort(labels, kind="stable").astype(np.int32 if len(labels) < 2**31 else np.int64)
+        self.starts, self.sorted = np.cumsum(counts) - counts, _by_person(labels)
         self.steps_per_round = len(counts) // self.people
         self.about = f"{self.people:,} people × {images} images a batch"
         if short:
@@ -115,6 +114,66 @@ class PeopleTimesImages(Plan):
         each = np.repeat(counts, self.images)
         # Without % the places of people with fewer than K images would be too many; of others they are below counts.
         return permute_each(places.ravel() % each, each, keys).reshape(-1, self.images)
+
+
+class ClassBalanced(Plan):
+    """People come equally often, or in proportion to a power of how many images they have.
+
+    Source: Kang et al., Decoupling Representation and Classifier for Long-Tailed Recognition (ICLR 2020), equation 1:
+    a place in a batch shows person j with the probability
+
+        p_j = n_j^q / Σ_i n_i^q,  n_j the images of j.
+
+    An epoch has N places, of which the last that fill no batch are dropped, and cuts them into N equal strata: a person
+    owns an interval N·p_j long, and each stratum, in an order that is a new permutation each time, draws a point. So a
+    person comes N·p_j times an epoch, give or take less than two, on average exactly. A person's images go round: in
+    each cycle every image at most once, in a new order. Cycles go on over the ends of epochs; in the strata that a
+    person shares with a neighbour one image of the cycle may be passed over, so that of a person who comes m times an
+    epoch about one of m + 1 is. Everything is a function of (seed, step, place in the batch); what is held are the
+    images sorted by person, about 4 bytes an image, and some numbers for each person.
+
+    With q = 1 every image comes once an epoch.
+
+    Args:
+        labels: (N,) the person of each image.
+        batch_size: images of a global batch.
+        seed: the run's.
+        power: q in [0, 1]: 0 everybody alike, 1 as the data are.
+
+    Raises:
+        ValueError: the power is out of range, or as Plan.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int, power: float) -> None:
+        super().__init__(len(labels), batch_size, seed)
+        _require("power", power, 0 <= power <= 1, "a power from 0 (everybody alike) to 1 (as the data are)")
+        _, counts = np.unique(labels, return_counts=True)
+        self.counts = counts
+        self.starts, self.sorted = np.cumsum(counts) - counts, _by_person(labels)
+        shares = np.cumsum(counts.astype(np.float64) ** power)
+        self.bounds = shares * (self.length / shares[-1])  # where each person's interval ends, in strata
+        self.bounds[-1] = self.length
+        times = np.diff(self.bounds, prepend=0)
+        self.about = f"people in proportion to images^{power:g}" if power else "everybody equally often"
+        self.about += (
+            f": an image comes {(times / counts).min():.2g} to {(times / counts).max():.2g} times an epoch, "
+            f"a person {times.min():.3g}" + (f" to {times.max():.3g}" if power else "")
+        )
+
+    def picks(self, step: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Positions, and which cycle of its person's in this epoch each of them is of."""
+        epoch = self.epoch(step)
+        strata, _ = super().picks(step, count)
+        points = strata_points(self.seed, epoch, strata)
+        people = np.searchsorted(self.bounds, points, side="right")
+        counts = self.counts[people]
+        # The strata that a person may come in, the first and the last perhaps as a neighbour's. Each has a turn.
+        first = np.where(people > 0, np.floor(self.bounds[people - 1]), 0).astype(np.int64)
+        width = np.ceil(self.bounds[people]).astype(np.int64) - first
+        turns = epoch * width + strata - first
+        cycles = turns // counts
+        pictures = permute_each(turns % counts, counts, picture_keys(self.seed, people, cycles))
+        return self.sorted[self.starts[people] + pictures].astype(np.int64), cycles - epoch * width // counts
 
 
 class Adaptive(Plan):
@@ -244,6 +303,11 @@ class Adaptive(Plan):
     def _freeze(self, epoch: int, weights: np.ndarray) -> None:
         self.frozen, self._frozen = epoch, weights
         self._sums = np.cumsum(weights, dtype=np.float64)
+
+
+def _by_person(labels: np.ndarray) -> np.ndarray:
+    """Positions (N,) sorted by person, in their own order within each."""
+    return np.argsort(labels, kind="stable").astype(np.int32 if len(labels) < 2**31 else np.int64)
 
 
 def _require(name: str, value: float, holds: bool, what: str) -> None:

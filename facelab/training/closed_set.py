@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facelab.benchmark.classification import LabelledImages
+from facelab.data.select import Taken, take
 from facelab.data.split import hold_out_images
 from facelab.loss.naming import name_classes
 from facelab.training import centres
@@ -19,9 +20,7 @@ from facelab.training.trained import safe
 class Shares(NamedTuple):
     """Which images of a data set do what."""
 
-    trained: np.ndarray  # (n,) numbers of images
-    labels: np.ndarray  # (n,) their classes, 0…num_classes-1
-    num_classes: int
+    taken: Taken  # what is trained on
     chooses: LabelledImages | None  # held out, to choose best.ckpt
     reports: LabelledImages  # the source's own part for that, or held out too
 
@@ -54,19 +53,21 @@ def is_closed(source: Any, benchmark: Any) -> bool:
     return closed
 
 
-def share_out(source: Any, kept: np.ndarray, holdout: Mapping[str, Any]) -> Shares:
+def share_out(source: Any, kept: np.ndarray, holdout: Mapping[str, Any], choices: Mapping[str, Any] | None) -> Shares:
     """Divides the images of a data set.
 
     A source that says which images are `reported` on has the held-out share of the others choose the best checkpoint;
-    else one half of that share chooses, and the other one is reported.
+    else one half of that share chooses, and the other one is reported. Classes that `choices` leave out are in neither.
 
     Args:
         source: a data set of facelab.data.
         kept: (N,) bool, which images count.
         holdout: `fraction` of the images of each class that are not trained on, `seed` of their choice.
+        choices: which of the others are trained on, `data.take`; None: all of them.
 
     Raises:
-        ValueError: too few classes are left, or a class is reported on and not trained on, or nothing is held out.
+        ValueError: too few classes are left, or a class is reported on and not trained on, or nothing is held out; or
+            there are no such images to train on as were chosen.
     """
     reported = getattr(source, "reported", np.zeros(len(source.labels), dtype=bool))
     own = bool(reported.any())
@@ -86,6 +87,11 @@ def share_out(source: Any, kept: np.ndarray, holdout: Mapping[str, Any]) -> Shar
             f"data: of class {names[strange[0]]} no image is left to train on, and there are some to report on: mend "
             "its images, or keep more of them (data.inspect)"
         )
+    own_labels = np.full(len(source.labels), -1)
+    own_labels[trained] = source.labels[trained]
+    taken = take(own_labels, classes, choices)
+    classes = taken.identities
+    reports, *held = (part[np.isin(source.labels[part], classes)] for part in (reports, *held))
     if not len(reports):
         raise ValueError(
             "benchmark: there is no image to report on: hold some out (data.holdout.fraction above 0, of classes with "
@@ -103,9 +109,7 @@ def share_out(source: Any, kept: np.ndarray, holdout: Mapping[str, Any]) -> Shar
 
     part = f"held-out images, fraction {holdout['fraction']}, seed {holdout['seed']}"
     return Shares(
-        trained,
-        np.searchsorted(classes, source.labels[trained]),
-        len(classes),
+        taken,
         labelled(held[0], part) if len(held[0]) else None,
         labelled(reports, "a part of its own" if own else part),
     )

@@ -1,7 +1,6 @@
 """Brings a data set, the plan and the loader together, and says who is trained, held out and reported."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +8,9 @@ import pytorch_lightning as pl
 
 from facelab.benchmark.pair_files import FacePairs
 from facelab.data.albumentation import Albumentations
+from facelab.data.loading import Loading
 from facelab.data.plan import Plan
-from facelab.data.process_loader import ProcessLoader
+from facelab.data.select import take
 from facelab.data.split import hold_out
 from facelab.data.torch_loader import EvalLoader, TrainLoader
 from facelab.loss.collective import rank_and_world
@@ -67,7 +67,8 @@ class FaceData(pl.LightningDataModule):
         source: a data set of facelab.data: `labels`, `num_classes`, `size`, `load(index, out=None)`.
         holdout: `fraction` of the identities (closed set: of each one's images) that is never trained on, `seed` of
             their choice.
-        loader: `threads`, `prefetch` and `processes`.
+        choices: which of the others are trained on, `data.take`; None: all of them.
+        loader: how batches come about.
         benchmark: opens the reported pair set.
         options: the trainer group; its batch_size is global.
         seed: the run's seed.
@@ -78,7 +79,8 @@ class FaceData(pl.LightningDataModule):
 
     Raises:
         ValueError: where the batch is larger than the data, the processes are more than the identities, too few
-            identities can be held out, or the sampler cannot make a batch of them.
+            identities can be held out, there are no such images to train on as were chosen, or the sampler cannot make
+            a batch of them.
         FileNotFoundError: where the benchmark's files are missing.
     """
 
@@ -86,7 +88,8 @@ class FaceData(pl.LightningDataModule):
         self,
         source: Any,
         holdout: Mapping[str, Any],
-        loader: Mapping[str, Any],
+        choices: Mapping[str, Any] | None,
+        loader: Loading,
         benchmark: Any,
         options: TrainerOptions,
         seed: int,
@@ -99,10 +102,11 @@ class FaceData(pl.LightningDataModule):
         self.transforms, self.sampler = transforms, sampler
         self.source, self.loader, self.options = source, loader, options
         self.seed, self.draws, self.progress = seed, draws, progress
-        self.holdout, self.benchmark = holdout, benchmark
+        self.holdout, self.choices, self.benchmark = holdout, choices, benchmark
         if benchmark.path is not None:
             self.report: Any = benchmark.open(None)
         self.divide(np.ones(len(source.labels), dtype=bool))
+        self.train_dataloader()  # what it refuses is refused before images are looked at
 
     def divide(self, kept: np.ndarray) -> None:
         """Who is trained, who is held out, and the plan: of the images that are kept, (N,) bool.
@@ -114,8 +118,8 @@ class FaceData(pl.LightningDataModule):
         self.selection: Any = None
         self.closed = closed_set.is_closed(source, benchmark)
         if self.closed:
-            shares = closed_set.share_out(source, kept, self.holdout)
-            self.subset, self.labels, self.num_classes = shares.trained, shares.labels, shares.num_classes
+            shares = closed_set.share_out(source, kept, self.holdout, self.choices)
+            self.taken = shares.taken
             self.selection = None if shares.chooses is None else benchmark.select(shares.chooses)
             self.report = benchmark.open(shares.reports)
         else:
@@ -124,9 +128,9 @@ class FaceData(pl.LightningDataModule):
                 self.selection = faces(source, labels, chooses).draw("val", *_draw(benchmark))
             if benchmark.path is None:
                 self.report = benchmark.open(faces(source, labels, reports) if len(reports) else None)
-            self.subset = np.flatnonzero(np.isin(labels, trained))
-            self.labels = np.searchsorted(trained, labels[self.subset])
-            self.num_classes = len(trained)
+            self.taken = take(labels, trained, self.choices)
+        self.subset, self.labels = self.taken.images, self.taken.labels
+        self.num_classes = len(self.taken.identities)
         if options.batch_size > len(self.subset):
             raise ValueError(
                 f"trainer.batch_size is {options.batch_size}, but only {len(self.subset)} images are there to train on"
@@ -180,10 +184,8 @@ class FaceData(pl.LightningDataModule):
         start = self.progress.step
         stop = min(self.steps, (start // self.interval + 1) * self.interval)
         rank, world = rank_and_world()
-        made: Any = partial(TrainLoader, threads=self.loader["threads"])
-        if self.transforms is not None:
-            made = partial(ProcessLoader, self.transforms, self.loader["processes"])
-        return made(
+        return self.loader.training(
+            self.transforms,
             source=self.source,
             subset=self.subset,
             labels=self.labels,
@@ -195,7 +197,6 @@ class FaceData(pl.LightningDataModule):
             rank=rank,
             world=world,
             pin=self.options.on_gpu,
-            prefetch=self.loader["prefetch"],
         )
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -208,15 +209,8 @@ class FaceData(pl.LightningDataModule):
 
     def _evaluation(self, images: Any) -> EvalLoader:
         rank, world = rank_and_world()
-        return EvalLoader(
-            images,
-            batch_size=max(1, self.options.batch_size // world),
-            rank=rank,
-            world=world,
-            pin=self.options.on_gpu,
-            threads=self.loader["threads"],
-            prefetch=self.loader["prefetch"],
-        )
+        batch_size = max(1, self.options.batch_size // world)
+        return self.loader.evaluation(images, batch_size, rank, world, pin=self.options.on_gpu)
 
 
 def _draw(benchmark: Any) -> tuple[int, int, int, int]:

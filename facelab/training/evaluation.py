@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from facelab.backbone.complexity import count_macs, count_parameters
 from facelab.backbone.weights import Input
 from facelab.benchmark.scores import save_all
+from facelab.data.select import take
 from facelab.data.torch_loader import EvalLoader
 from facelab.report import run as report
 from facelab.training import closed_set, fit
@@ -222,6 +223,7 @@ def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[st
         "precision": trainer["precision"],
         "data.size": data["size"],
         "data.root": data.get("root"),
+        "data.roots": data.get("roots"),
     }
     if config.benchmark.get("path") is None and before["benchmark"]["_target_"] == config.benchmark._target_:
         where = ("_target_", "name", "path", "pairs", "size")
@@ -291,8 +293,7 @@ def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, be
         )
     before = meta["config"]
     node = {key: value for key, value in before["data"].items() if key not in fit.COMMON}
-    if "root" in node:
-        node["root"] = config.data.get("root", node["root"])
+    node |= {key: config.data.get(key) or node[key] for key in ("root", "roots") if key in node}
     source = instantiate(safe("checkpoint", node, "data", path))
     kept = np.ones(len(source.labels), dtype=bool)
     inspect = before["data"].get("inspect")
@@ -300,12 +301,12 @@ def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, be
         run = SimpleNamespace(path=path.parent.parent, writes=False)  # who wrote, has written which images it kept
         kept = look_at_images(source, inspect, config.loader.threads, run, config.progress).kept  # type: ignore[arg-type]
     if closed_set.asks_for_classes(benchmark):
-        shares = closed_set.share_out(source, kept, before["data"]["holdout"])
-        _compare_classes(shares.num_classes, path, meta)
+        shares = closed_set.share_out(source, kept, before["data"]["holdout"], before["data"].get("take"))
+        _compare_classes(len(shares.taken.identities), path, meta)
         return shares.reports
     reports = before["benchmark"]["path"] is None
     labels, trained, chooses, held = divide(source.labels, kept, before["data"]["holdout"], reports)
-    _compare_classes(len(trained), path, meta)
+    _compare_classes(len(take(labels, trained, before["data"].get("take")).identities), path, meta)
     if not reports:
         held = chooses
     if len(held) == 0:

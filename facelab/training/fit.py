@@ -41,7 +41,7 @@ from facelab.training.strategy import keep_memory, launched_rank, strategy
 from facelab.training.teaching import Teaching, taught
 
 # What a data group says beside the data set itself.
-COMMON = ("known", "inspect", "holdout", "augment", "degrade", "sampler", "albumentations", "loader")
+COMMON = ("known", "inspect", "holdout", "take", "augment", "degrade", "sampler", "albumentations", "loader")
 
 
 @dataclass
@@ -101,6 +101,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
     meta = checkpoint.read_meta(directory.last) if directory.resumable else None
     progress = Progress() if meta is None else Progress(**meta["progress"])
+    loader = instantiate(config.data.loader)  # first, since it may not be installed
     source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
     augment, degrade = instantiate(config.data.augment), instantiate(config.data.degrade)
     degrade.check(source.size)
@@ -119,7 +120,8 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     data = FaceData(
         source,
         plain["data"]["holdout"],
-        plain["data"]["loader"],
+        plain["data"]["take"],
+        loader,
         benchmark,
         options,
         config.seed,
@@ -137,9 +139,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     check_learning(network, head, loss, recipe, options)
     check_classes(benchmark, loss)
     check_feedback(data.plan, config.loss, network.embedding_size)
-    found = look_at_images(
-        source, plain["data"]["inspect"], plain["data"]["loader"]["threads"], directory, options.progress
-    )
+    found = look_at_images(source, plain["data"]["inspect"], loader.threads, directory, options.progress)
     if not found.kept.all():
         data.divide(found.kept)
     data.look()
@@ -181,7 +181,7 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
             directory.start(plain)
             resumed = progress.step if directory.resumable else -1
             history = History(directory.path / "metrics.csv", resumed, progress.validated)
-            images = record_of_images(run.data.source, plain["data"]["known"], run.found)
+            images = record_of_images(run.data.source, plain["data"]["known"], run.found, run.data.taken)
             directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
             show_choices(_choices(run), str(directory.path))
         with StopRequest() as stop:
@@ -312,6 +312,7 @@ def _choices(run: Run) -> dict[str, str]:
         **({} if run.teaching is None else {"teacher": run.teaching.about}),
         "data": f"{_set(plain['data'])}: {data.num_classes:,} {who}, {len(data.subset):,} images to train on",
         **about_images(data.source, plain["data"]["known"], run.found),
+        **({"taken": str(data.taken)} if data.taken.told else {}),
         **run.sampling,
         "held out": "nobody" if data.selection is None else f"{data.selection.about} choose best.ckpt",
         "reported": f"{data.report.name}: {data.report.about}",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from facelab.data.inspect import Inspection, inspect
+from facelab.data.select import Taken
 from facelab.training.progress import Tracker
 from facelab.training.record import RunDirectory
 
@@ -56,7 +57,11 @@ def about_images(source: Any, known: Mapping[str, Any] | None, found: Inspection
     return {name: text for name, text in rows.items() if text}
 
 
-def record_of_images(source: Any, known: Mapping[str, Any] | None, found: Inspection) -> dict[str, Any]:
-    """The same for environment.json."""
-    counts = {"identities": source.num_classes, "images": len(source)}
-    return {**counts, "known": None if known is None else dict(known), "found": found.counts if found.looked else None}
+def record_of_images(source: Any, known: Mapping[str, Any] | None, found: Inspection, taken: Taken) -> dict[str, Any]:
+    """The same for environment.json, and what was taken of them."""
+    return {
+        **{"identities": source.num_classes, "images": len(source)},
+        "known": None if known is None else dict(known),
+        "found": found.counts if found.looked else None,
+        "taken": dict(taken.told) or None,
+    }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from facelab.data.albumentation import Albumentations
 from facelab.data.plan import Plan, permute, permute_each, picture_keys
 from facelab.data.process_loader import ProcessLoader
-from facelab.data.sampling import Adaptive, PeopleTimesImages, Shuffled
+from facelab.data.sampling import Adaptive, ClassBalanced, PeopleTimesImages, Shuffled
 from facelab.data.torch_loader import TrainLoader
 
 PK = {"images": 4, "people": None}
@@ -350,6 +350,8 @@ def loader(plan, start=0, stop=7, made=threaded, **changes):
 
 
 def plan_of(kind):
+    if kind == "balanced":
+        return ClassBalanced(LABELS, 12, 3, 0.0)
     plan = pk(LABELS, 12, 3, images=2) if kind == "pk" else adaptive(len(LABELS), 12, 3)
     if kind == "adaptive":  # with images that come again
         plan.learn(0, np.arange(30), np.ones(30, bool), None)
@@ -361,7 +363,7 @@ def same(first, second):
     return all(torch.equal(*tensors) for tensors in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["pk", "adaptive"])
+@pytest.mark.parametrize("kind", ["pk", "adaptive", "balanced"])
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_slices_of_all_ranks_are_the_global_batch(kind, world):
     whole = list(loader(plan_of(kind)))
@@ -372,14 +374,14 @@ def test_the_slices_of_all_ranks_are_the_global_batch(kind, world):
         assert batch.labels.tolist() == LABELS[batch.indices - 100].tolist()
 
 
-@pytest.mark.parametrize("kind", ["pk", "adaptive"])
+@pytest.mark.parametrize("kind", ["pk", "adaptive", "balanced"])
 def test_position_is_absolute_and_prefetching_changes_nothing(kind):
     whole = list(loader(plan_of(kind)))
     for start in range(7):
         assert all(map(same, loader(plan_of(kind), start=start, prefetch=1 + start), whole[start:]))
 
 
-@pytest.mark.parametrize("kind", ["pk", "adaptive"])
+@pytest.mark.parametrize("kind", ["pk", "adaptive", "balanced"])
 def test_an_image_that_comes_again_is_augmented_otherwise(kind):
     plan = plan_of(kind)
     batches = list(loader(plan, stop=plan.steps_per_epoch))
