@@ -71,6 +71,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
         Interrupted: Ctrl-C; nothing of the result is kept.
     """
     fit.quiet()
+    check_kind("check", config.check, bool)
     path = file_of("checkpoint", config.checkpoint)
     meta = meta_of(path)
     if meta is not None:
@@ -89,6 +90,28 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
         if directory.finished:
             return fit.show_finished(directory, "This evaluation is finished; nothing was embedded.")
         return _evaluate(_build(config, plain, path, meta), directory)
+
+
+def check(config: DictConfig) -> bool:
+    """Says all that a benchmark lacks, and whether it lacks nothing; no model is needed.
+
+    Args:
+        config: conf/evaluate.yaml, of which only the benchmark counts.
+
+    Raises:
+        ValueError: its path is missing, or it is of a kind that has no files to look for.
+    """
+    benchmark = instantiate(config.benchmark)
+    if not hasattr(benchmark, "check"):
+        raise ValueError(
+            f"check=true: {type(benchmark).__name__} has no layout of its own; it names what it misses when it is "
+            "evaluated, leave check out"
+        )
+    found = benchmark.check()
+    for line in found:
+        print(line)
+    print(f"{benchmark.name}: {f'{len(found)} to be mended' if found else 'complete'}", flush=True)
+    return not found
 
 
 def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str, Any] | None) -> Evaluation:
@@ -174,13 +197,17 @@ def _embed(evaluation: Evaluation) -> Tensor:
     else:
         keep_memory()
     network = evaluation.network.to(device)
-    rows = []
+    rows, done = torch.empty(0), 0
     half = torch.autocast(device.type, torch.bfloat16) if options.in_bf16 else nullcontext()
     with torch.inference_mode(), half:
         for batch in track(evaluation.loader, len(evaluation.pairs), "embedding", options.progress):
             images = batch.images.to(device, non_blocking=True)
-            rows.append(embed(network, images, evaluation.benchmark.mirror))
-    return torch.cat(rows)
+            found = embed(network, images, evaluation.benchmark.mirror)
+            if not done:  # a million rows are there once, and not once more in pieces
+                rows = found.new_empty(len(evaluation.pairs), found.shape[1])
+            rows[done : done + len(found)] = found
+            done += len(found)
+    return rows
 
 
 def _logger(evaluation: Evaluation, directory: RunDirectory) -> Any:

@@ -45,6 +45,7 @@ FREE = (
     "trained",
     "batch_size",
     "accelerator",
+    "check",
     "progress",
     "loader",
     "benchmark.device",
