@@ -33,9 +33,9 @@ import simplejpeg
 from omegaconf import OmegaConf
 from recording import load, machine, record, today
 
+from facelab.alignment import similarities, warp
 from facelab.door import configuration_folder
 from facelab.prepare import photos
-from facelab.prepare.align import warp
 from facelab.prepare.detect import YuNet
 from facelab.prepare.faces import Keeper
 from facelab.prepare.photograph import encode, read
@@ -74,10 +74,15 @@ def stages(source: Path, count: int, detector: YuNet, given: dict[str, Any]) -> 
     faces = [detector(image) for image in images]
     points = [found[0].points for found in faces if found]
     seen = [image for image, found in zip(images, faces, strict=True) if found]
-    aligned = [warp(image, five, given["size"]) for image, five in zip(seen, points, strict=True)]
+
+    def align(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        image, five = pair
+        return warp(image, similarities(five[None], given["size"])[0], given["size"])
+
+    warps = list(zip(seen, points, strict=True))
+    aligned = list(map(align, warps))
     jpegs = [np.frombuffer(encode(face, given["quality"]), np.uint8) for face in aligned]
     keep = Keeper(given["min_size"], given["size"], given["quality"])
-    warps = list(zip(seen, points, strict=True))
 
     def over(items: Sequence[Any], function: Callable[[Any], Any]) -> Callable[[], int]:
         def run() -> int:
@@ -90,7 +95,7 @@ def stages(source: Path, count: int, detector: YuNet, given: dict[str, Any]) -> 
     return {
         "read": over(encoded, read),
         "detect": over(images, detector),
-        "align": over(warps, lambda pair: warp(*pair, given["size"])),
+        "align": over(warps, align),
         "encode": over(aligned, lambda face: encode(face, given["quality"])),
         "check": over(jpegs, keep),
     }

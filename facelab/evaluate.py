@@ -1,5 +1,6 @@
 """Measures a model on a benchmark: `python -m facelab.evaluate checkpoint=… benchmark.path=…`; `--help` says more."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ def run(config: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    if config.check is True:
+        from facelab.training.evaluation import check
+
+        sys.exit(0 if check(config) else 1)
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
     from facelab.training.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""How far work on images is: a bar with rate and time left, or lines now and then where nobody watches."""
+"""How far work is: a bar with rate and time left, or lines now and then where nobody watches."""
 
 import sys
 import time
@@ -20,11 +20,11 @@ def console() -> Console:
 
 
 class Rate(ProgressColumn):
-    """Images a second, over the last seconds."""
+    """Images a second, or what else is counted, over the last seconds."""
 
     def render(self, task: Any) -> Text:
         """The rate that the last call told."""
-        return Text(f"{task.fields.get('rate', 0):,.0f} images/s", style="cyan")
+        return Text(f"{task.fields.get('rate', 0):,.0f} {task.fields.get('unit', 'images')}/s", style="cyan")
 
 
 def track(batches: Iterable[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:
@@ -45,15 +45,16 @@ def track(batches: Iterable[Any], total: int, what: str, enabled: bool) -> Itera
 
 
 class Tracker:
-    """How far work on images is: a bar, or lines now and then where nobody watches; nothing within the first second.
+    """How far work is: a bar, or lines now and then where nobody watches; nothing within the first second.
 
     Args:
         what: is being done, a word in front of the bar.
         enabled: false shows nothing.
+        unit: what is counted.
     """
 
-    def __init__(self, what: str, enabled: bool):
-        self.what, self.enabled = what, enabled
+    def __init__(self, what: str, enabled: bool, unit: str = "images"):
+        self.what, self.enabled, self.unit = what, enabled, unit
         self.began = self.spoken = time.perf_counter()
         self._bar: Progress | None = None
 
@@ -61,23 +62,24 @@ class Tracker:
         return self
 
     def __call__(self, done: int, total: int) -> None:
-        """So many of all images are done."""
+        """So many of all are done."""
         now = time.perf_counter()
         if not self.enabled or now - self.began < 1:
             return
         rate = done / (now - self.began)
         if sys.stdout.isatty():
             if self._bar is None:
-                words = TextColumn("{task.completed:,}/{task.total:,} images")
+                words = TextColumn(f"{{task.completed:,}}/{{task.total:,}} {self.unit}")
                 columns = (TextColumn(self.what), BarColumn(), words, Rate(), TimeRemainingColumn())
                 self._bar = Progress(*columns, console=console(), transient=True)
                 self._bar.start()
-                self._bar.add_task(self.what, total=total, rate=rate)
+                self._bar.add_task(self.what, total=total, rate=rate, unit=self.unit)
             self._bar.update(self._bar.task_ids[0], completed=done, rate=rate)
         elif now - self.spoken > SECONDS_BETWEEN_LINES:
             self.spoken = now
             left = (total - done) / rate
-            line = f"{self.what}  {done:,}/{total:,} images  {rate:,.0f} images/s  {left:.0f} s left"
+            unit = self.unit
+            line = f"{self.what}  {done:,}/{total:,} {unit}  {rate:,.0f} {unit}/s  {left:.0f} s left"
             print(line, flush=True)
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,7 @@ IJB-C's fifteen million seconds. N is the number of pairs, G of genuine and I of
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -62,17 +63,22 @@ def allowed_false_accepts(far: float, impostors: int) -> int:
 
 
 def tar_at_far(genuine: np.ndarray, impostor: np.ndarray, far: float, rule: str) -> OperatingPoint:
-    """The operating point for a target FAR.
+    """The operating point for a target FAR; see `tars_at_fars`."""
+    return tars_at_fars(genuine, impostor, [far], rule)[0]
+
+
+def tars_at_fars(genuine: np.ndarray, impostor: np.ndarray, fars: Sequence[float], rule: str) -> list[OperatingPoint]:
+    """The operating points for target FARs, by selection: nothing is sorted.
 
     ``at_most`` is facelab's rule: the lowest threshold with FAR ≤ target, that is just above the (⌊far·I⌋+1)-th largest
     impostor score. With far < 1/I that is the TAR at zero false accepts. ``nearest`` is the rule of the public IJB
     scripts: of all attainable FARs the one nearest to the target, which may exceed it (the larger one of two equally
-    near, as those scripts take it).
+    near, as those scripts take it), and there the highest TAR.
 
     Args:
         genuine: (G,) scores.
         impostor: (I,) scores.
-        far: target, e.g. 1e-3.
+        fars: targets, e.g. 1e-3.
         rule: ``at_most`` or ``nearest``.
 
     Raises:
@@ -80,14 +86,20 @@ def tar_at_far(genuine: np.ndarray, impostor: np.ndarray, far: float, rule: str)
     """
     genuine, impostor = _checked(genuine, impostor)
     check_far_rule(rule)
-    allowed = allowed_false_accepts(far, impostor.size)
-    if rule == "nearest":
-        return _nearest(genuine, impostor, far)
+    allowed = [allowed_false_accepts(far, impostor.size) for far in fars]
+    places = sorted({impostor.size - 1 - count for count in allowed if count < impostor.size})
+    parted = np.partition(impostor, places) if places else impostor
+    choose = _at_most if rule == "at_most" else _nearest
+    return [choose(genuine, parted, far, count) for far, count in zip(fars, allowed, strict=True)]
+
+
+def _at_most(genuine: np.ndarray, impostor: np.ndarray, far: float, allowed: int) -> OperatingPoint:
+    """Of impostors that are parted at the (allowed+1)-th largest."""
     if allowed >= impostor.size:
         return OperatingPoint(-math.inf, 1.0, 1.0)
     place = impostor.size - 1 - allowed
-    above = np.partition(impostor, place)[place]
-    accepted = int(np.count_nonzero(impostor > above)), int(np.count_nonzero(genuine > above))
+    above = impostor[place]
+    accepted = int(np.count_nonzero(impostor[place:] > above)), int(np.count_nonzero(genuine > above))
     threshold = float(np.nextafter(above, math.inf))
     return OperatingPoint(threshold, accepted[0] / impostor.size, accepted[1] / genuine.size)
 
@@ -98,12 +110,21 @@ def check_far_rule(rule: str) -> None:
         raise ValueError(f"far_rule={rule!r}: choose at_most (FAR never above the target) or nearest (public scripts)")
 
 
-def _nearest(genuine: np.ndarray, impostor: np.ndarray, far: float) -> OperatingPoint:
-    threshold, fa, ta = _roc(genuine, impostor)
-    away = np.abs(fa / impostor.size - far)
-    nearest = np.flatnonzero(away == away.min())[-1]  # equally near or the same FAR: the larger FAR, the larger TAR
-    accepted = int(fa[nearest]), int(ta[nearest])
-    return OperatingPoint(float(threshold[nearest]), accepted[0] / impostor.size, accepted[1] / genuine.size)
+def _nearest(genuine: np.ndarray, impostor: np.ndarray, far: float, allowed: int) -> OperatingPoint:
+    """The same: between the attainable FAR above it and the one below it lies the target."""
+    bound, accepted = -math.inf, impostor.size
+    if allowed < impostor.size:
+        place = impostor.size - 1 - allowed
+        above = impostor[place]
+        fewer, more = int(np.count_nonzero(impostor[place:] > above)), int(np.count_nonzero(impostor >= above))
+        bound, accepted = above, fewer
+        if abs(more / impostor.size - far) <= abs(fewer / impostor.size - far):
+            lower = impostor[:place][impostor[:place] < above]
+            bound, accepted = lower.max() if lower.size else -math.inf, more
+    # All thresholds just above this bound give this FAR; the lowest score that is above it gives the highest TAR.
+    over, beside = (scores if bound == -math.inf else scores[scores > bound] for scores in (genuine, impostor))
+    threshold = min(over.min() if over.size else math.inf, beside.min() if beside.size else math.inf)
+    return OperatingPoint(float(threshold), accepted / impostor.size, over.size / genuine.size)
 
 
 def _roc(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

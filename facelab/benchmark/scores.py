@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ class Result:
         stamp: the protocol, JSON-able; two results are compared only where the stamps agree (`compare_stamps`).
         notes: what has to be said beside a number, by the same key (``"zero false accepts, N=3,000"``).
         parts: further results of the same benchmark, each with a name, a stamp and a score file of its own.
+        tables: rows that are rather read as tables, by name; none of most.
     """
 
     name: Any
@@ -32,6 +35,7 @@ class Result:
     stamp: Any
     notes: Any
     parts: Any
+    tables: Any = MappingProxyType({})
 
     def all_metrics(self) -> dict[str, float]:
         """The numbers of the result and of its parts."""
@@ -102,17 +106,75 @@ class PairResult(Result):
         }
 
 
+@dataclass(frozen=True)
+class CountedResult(Result):
+    """The outcome of a protocol with too many scores to keep them all: counts, curves and tails in their place.
+
+    Attributes:
+        name: see `Result`, as for metrics, stamp, notes and parts.
+        metrics: flat numbers.
+        kept: what the score file holds, by name. ``det_threshold``, ``det_fmr``, ``det_fnmr`` (P,) are a DET curve,
+            ``cmc`` (R,) the share of searches with a mate among the first 1 … R; other names are the protocol's own.
+        stamp: the protocol.
+        main: the key of the number that is looked at first.
+        error: whether that is an error rate, lower is better.
+        notes: beside a number.
+        parts: further results.
+        tables: what is rather read as a table, by name: rows, all with the same columns.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    kept: dict[str, np.ndarray]
+    stamp: dict[str, Any]
+    main: str
+    error: bool = False
+    notes: dict[str, str] = field(default_factory=dict)
+    parts: tuple[CountedResult, ...] = ()
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> float:
+        """The number under `main`."""
+        return self.metrics[self.main]
+
+    @property
+    def choosing(self) -> float:
+        """The headline; of an error rate, its negative."""
+        return -self.headline if self.error else self.headline
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was kept, the key of the headline, and whether that is an error rate."""
+        return {**self.kept, "main": np.array(self.main), "error": np.array(self.error)}
+
+
 def save_all(folder: Path, result: Result) -> list[Path]:
-    """Writes a result and its parts to ``<folder>/<name>.npz`` each."""
-    return [save_scores(folder / f"{one.name}.npz", one) for one in (result, *result.parts)]
+    """Writes a result and its parts to ``<folder>/<name>.npz`` each, and tables to ``<folder>/<name>_<table>.csv``."""
+    written = []
+    for one in (result, *result.parts):
+        written.append(save_scores(folder / f"{one.name}.npz", one))
+        for table, rows in one.tables.items():
+            if rows:
+                written.append(save_table(folder / f"{one.name}_{table}.csv", rows))
+    return written
+
+
+def save_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows, all with the columns of the first, as CSV, whole or not at all."""
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:  # numpy's numbers are written as they are read
+            writer.writerow({key: cell.item() if isinstance(cell, np.generic) else cell for key, cell in row.items()})
+    return path
 
 
 def save_scores(path: str | os.PathLike[str], result: Result) -> Path:
     """Writes a result without its parts to ``path`` (.npz), whole or not at all.
 
     Arrays: of pairs ``scores``, ``same``, ``fold``, ``det_threshold``, ``det_fmr``, ``det_fnmr``, of a classification
-    ``labels``, ``predictions``, ``similarities``, ``classes``; ``name`` and, as JSON text, ``stamp``, ``metrics``,
-    ``notes``.
+    ``labels``, ``predictions``, ``similarities``, ``classes``, of a protocol that counts what it has kept, ``main`` and
+    ``error``; ``name`` and, as JSON text, ``stamp``, ``metrics``, ``notes``.
     """
     path = Path(path)
     arrays: dict[str, Any] = {
@@ -153,6 +215,21 @@ def load_scores(path: str | os.PathLike[str]) -> PairResult:
     curve = [f"det_{key}" for key in Det._fields]
     found = read_arrays(path, ["scores", "same", "fold", *curve])
     return PairResult(det=Det(*(found.pop(key) for key in curve)), **found)
+
+
+def load_counted(path: str | os.PathLike[str]) -> CountedResult:
+    """Reads what `save_scores` wrote of a protocol that counts.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a score file of such a protocol, or a damaged one.
+    """
+    found = read_arrays(path, ["main", "error"])
+    texts = {"name", "stamp", "metrics", "notes", "main", "error"}
+    with np.load(path, allow_pickle=False) as file:
+        kept = {name: file[name] for name in file.files if name not in texts}
+    found |= {"main": str(found["main"]), "error": bool(found["error"])}
+    return CountedResult(kept=kept, **found)
 
 
 def compare_stamps(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from facelab.alignment import similarities, warp
 from facelab.pixels import fit
-from facelab.prepare.align import warp
 from facelab.prepare.detect import CHOICES, Face, YuNet
 from facelab.prepare.parts import Made
 from facelab.prepare.photograph import Unusable, encode, is_plain_jpeg, read
@@ -43,7 +43,7 @@ class Aligner:
             if not faces:
                 raise Unusable("no face", f"in {width} x {height} pixels")
             chosen = self._chosen(faces, height, width)
-            pixels = warp(image, chosen.points, self.size)
+            pixels = warp(image, similarities(chosen.points[None], self.size)[0], self.size)
         except cv2.error as error:  # some sides are too long for it, or too short
             reason = " ".join(str(error.err).split())
             raise Unusable("no face", f"OpenCV cannot take {width} x {height} pixels ({reason})") from None

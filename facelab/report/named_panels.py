@@ -1,4 +1,4 @@
-"""The panels of a classification: how often the true class comes first, and in which classes it does not."""
+"""The panels of a classification, and of searches: how often the true one comes first, and where it does not."""
 
 from __future__ import annotations
 
@@ -27,6 +27,22 @@ def top(axes: Axes, record: Record) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("k")
     axes.set_ylabel("% of images")
+    axes.legend(loc="lower right")
+
+
+def cmc(axes: Axes, record: Record) -> None:
+    """Share of searches with a mate among the first r candidates, over r; a curve for each protocol."""
+    axes.set_title("CMC: a mate among the first r")
+    drawn = [ranked for ranked in record.ranked[:4] if len(ranked.cmc)]
+    if not drawn:
+        style.empty(axes, f"{record.ranked[0].name}: no curve of its searches")
+        return
+    for ranked, color in zip(drawn, (BLUE, VERMILLION, GREEN, PURPLE), strict=False):
+        ranks = np.arange(1, len(ranked.cmc) + 1)
+        axes.plot(ranks, 100 * ranked.cmc, marker="o", markersize=4, color=color, label=ranked.name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("r")
+    axes.set_ylabel("% of searches")
     axes.legend(loc="lower right")
 
 

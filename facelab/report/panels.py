@@ -188,7 +188,8 @@ def histogram(axes: Axes, record: Record) -> None:
     both = np.concatenate([scores.genuine, scores.impostor])
     count = int(np.clip(2 * min(len(scores.genuine), len(scores.impostor)) ** 0.5, 12, 60))
     bins = np.linspace(both.min(), both.max() + 1e-9, count + 1).tolist()
-    for values, color, label in ((scores.impostor, ORANGE, "impostor"), (scores.genuine, BLUE, "genuine")):
+    sides = ((scores.impostor, ORANGE, "impostor"), (scores.genuine, BLUE, "genuine"))
+    for (values, color, label), there in zip(sides, (scores.impostors, len(scores.genuine)), strict=True):
         weights = np.full(len(values), 100 / len(values))
         axes.hist(values, bins, weights=weights, color=color, alpha=0.45)
         axes.hist(
@@ -198,7 +199,7 @@ def histogram(axes: Axes, record: Record) -> None:
             color=color,
             histtype="step",
             linewidth=1.3,
-            label=f"{label} ({len(values):,})",
+            label=f"{label} ({there:,})",
         )
     axes.set_xlabel(scores.axis)
     axes.set_ylabel("% of pairs")
@@ -216,7 +217,7 @@ def det(axes: Axes, record: Record) -> None:
         return style.empty(axes, "no scores yet")
     if not drawn:
         return style.empty(axes, f"{record.scores[0].name}: no errors at any threshold,\nnothing to draw")
-    low_x = min(0.7 / len(scores.impostor) for scores in drawn)
+    low_x = min(0.7 / scores.impostors for scores in drawn)
     low_y = min(0.7 / len(scores.genuine) for scores in drawn)
     low_x, low_y, high_y = min(low_x, 7e-4), min(low_y, 7e-3), _high(drawn)
     style.deviate_axis(axes, "x", low_x, 0.6)

@@ -29,6 +29,8 @@ class Scores:
         metrics: by full key, ``lfw/accuracy``.
         notes: by the same keys.
         axis: what the scores are, a label for an axis.
+        impostors: how many there are: of a protocol that counts, ``impostor`` is a sample of them.
+        counts: whether it is such a protocol.
     """
 
     name: str
@@ -39,6 +41,25 @@ class Scores:
     metrics: dict[str, float]
     notes: dict[str, str]
     axis: str
+    impostors: int
+    counts: bool = False
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The score file of a protocol of searches alone.
+
+    Attributes:
+        name: of the benchmark.
+        cmc: (R,) share of searches with a mate among the first 1 … R.
+        metrics: by full key.
+        notes: by the same keys.
+    """
+
+    name: str
+    cmc: np.ndarray
+    metrics: dict[str, float]
+    notes: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,7 @@ class Record:
         metrics: metrics.json; empty while the run is unfinished.
         scores: the score files of pairs, that of the reported benchmark first.
         named: those of classifications, the same.
+        ranked: those of searches, the same.
         config: config.yaml, or empty.
         spreads: of histograms.npz, by kind: angle (degrees), norm, group (of a GroupFace head, by number); those that
             were counted.
@@ -82,6 +104,7 @@ class Record:
     metrics: dict[str, Any]
     scores: list[Scores]
     named: list[Named]
+    ranked: list[Ranked]
     config: dict[str, Any]
     spreads: dict[str, Spread]
 
@@ -117,6 +140,7 @@ def read_record(path: Path) -> Record:
         metrics,
         [one for one in found if isinstance(one, Scores)],
         [one for one in found if isinstance(one, Named)],
+        [one for one in found if isinstance(one, Ranked)],
         _parsed(path / "config.yaml", yaml.safe_load),
         _read_spreads(path / "histograms.npz"),
     )
@@ -158,13 +182,15 @@ def _read_spreads(path: Path) -> dict[str, Spread]:
         raise ValueError(f"{path}: no file of histograms ({error}); delete it to draw without") from error
 
 
-def _read_scores(path: Path) -> Scores | Named:
+def _read_scores(path: Path) -> Scores | Named | Ranked:
     try:
         with np.load(path, allow_pickle=False) as file:
             stamp, metrics, notes = (json.loads(str(file[key])) for key in ("stamp", "metrics", "notes"))
             if "predictions" in file:
                 classes = file["classes"].tolist()
                 return Named(str(file["name"]), file["labels"], file["predictions"], classes, metrics, notes)
+            if "main" in file:
+                return _counted(file, stamp, metrics, notes)
             values, same = file["scores"].astype(np.float64), file["same"].astype(bool)
             curve = file["det_fmr"], file["det_fnmr"]
             name = str(file["name"])
@@ -173,4 +199,16 @@ def _read_scores(path: Path) -> Scores | Named:
     axis = str(stamp.get("score", "score"))
     if axis == "minus squared L2 distance":  # of unit vectors: the cosine, which everybody can read
         values, axis = 1 + values / 2, "cosine similarity"
-    return Scores(name, values[same], values[~same], *curve, metrics, notes, axis)
+    impostors = int(np.count_nonzero(~same))
+    return Scores(name, values[same], values[~same], *curve, metrics, notes, axis, impostors)
+
+
+def _counted(file: Any, stamp: dict[str, Any], metrics: dict[str, float], notes: dict[str, str]) -> Scores | Ranked:
+    """Of a protocol that counts: a DET curve with what was kept of the scores, or the curve of its searches alone."""
+    name = str(file["name"])
+    if "det_fmr" not in file:
+        return Ranked(name, file["cmc"] if "cmc" in file else np.empty(0), metrics, notes)
+    genuine, impostor = (file[key].astype(np.float64) for key in ("genuine", "impostor_sample"))
+    genuine, axis = genuine[np.isfinite(genuine)], str(stamp.get("score", "score"))  # failures have no score
+    impostors = int(stamp.get("impostor", len(impostor)))
+    return Scores(name, genuine, impostor, file["det_fmr"], file["det_fnmr"], metrics, notes, axis, impostors, True)

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from facelab.atomic import atomic
 from facelab.report import named_panels, panels, style
-from facelab.report.record import Named, Record, read_record
+from facelab.report.record import Named, Ranked, Record, Scores, read_record
 
 WIDTH, HEIGHT, DPI = 13.2, 8.4, 150  # inches and dots per inch: 1,980 × 1,260 pixels of two rows
 PANEL, PITCH = 2.47, 3.45  # inches: height of a panel, from a row to the next
@@ -27,6 +27,7 @@ GRID = (
 NAMED = (named_panels.classes, named_panels.top)  # in place of histogram and DET, where classes were named
 SPREADS = (panels.angle, panels.norm)  # a third row, of runs that have counted; with groups they stand there too
 EVALUATED = ((panels.histogram, panels.det),)  # an evaluation has no history
+RANKED = ((named_panels.cmc,),)  # nor has one of searches alone scores
 
 
 def draw(run: Path) -> Path:
@@ -71,6 +72,8 @@ def draw(run: Path) -> Path:
 def _rows(record: Record) -> tuple[tuple[Callable[[Axes, Record], None], ...], ...]:
     """The panels that a run has something to show in, or to say: row by row."""
     if "checkpoint" in record.config:
+        if record.ranked and not record.scores:
+            return RANKED
         return (NAMED,) if record.named else EVALUATED
     grid = tuple((*row[:-1], last) for row, last in zip(GRID, NAMED, strict=True)) if record.named else GRID
     if not record.spreads:
@@ -135,21 +138,12 @@ SHOWN: dict[str, dict[str, str]] = {
 
 def key_numbers(record: Record) -> list[tuple[str, str, str]]:
     """(label, value, note) of the key numbers, as many as there are: the reported benchmark first."""
-    numbers = []
-    metrics = record.metrics
+    numbers, metrics = [], record.metrics
     if record.scores:
         scores = record.scores[0]
-        measured, name = scores.metrics, scores.name
-        if f"{name}/accuracy" in measured:
-            spread = 100 * measured.get(f"{name}/accuracy_std", 0)
-            value = f"{100 * measured[f'{name}/accuracy']:.2f} ± {spread:.2f} %"
-            numbers.append((f"{name} accuracy", value, "± standard deviation of the folds"))
-        targets = [key for key in measured if key.startswith(f"{name}/tar@far=")]
-        for key in sorted(targets, key=lambda key: -float(key.split("=")[1])):
-            note = scores.notes.get(key, "")
-            numbers.append((f"TAR at FAR {key.split('=')[1]}", style.percent(measured[key]), note))
-        if f"{name}/eer" in measured:
-            numbers.append(("EER", style.percent(measured[f"{name}/eer"]), ""))
+        numbers += _counted_numbers(scores) if scores.counts else _pair_numbers(scores)
+    elif record.ranked:
+        numbers += _counted_numbers(record.ranked[0])
     if record.named:
         numbers += _named_numbers(record.named[0])
     for key, label in (("val/accuracy", "val accuracy"), ("val/top1", "val top-1")):
@@ -162,6 +156,29 @@ def key_numbers(record: Record) -> list[tuple[str, str, str]]:
     if "images_per_s" in metrics:
         numbers.append(("images / s", f"{metrics['images_per_s']:,.0f}", ""))
     return numbers
+
+
+def _pair_numbers(scores: Scores) -> list[tuple[str, str, str]]:
+    """Of pairs: accuracy, TAR at each FAR, EER."""
+    numbers, measured, name = [], scores.metrics, scores.name
+    if f"{name}/accuracy" in measured:
+        spread = 100 * measured.get(f"{name}/accuracy_std", 0)
+        value = f"{100 * measured[f'{name}/accuracy']:.2f} ± {spread:.2f} %"
+        numbers.append((f"{name} accuracy", value, "± standard deviation of the folds"))
+    targets = [key for key in measured if key.startswith(f"{name}/tar@far=")]
+    for key in sorted(targets, key=lambda key: -float(key.split("=")[1])):
+        numbers.append((f"TAR at FAR {key.split('=')[1]}", style.percent(measured[key]), scores.notes.get(key, "")))
+    if f"{name}/eer" in measured:
+        numbers.append(("EER", style.percent(measured[f"{name}/eer"]), ""))
+    return numbers
+
+
+def _counted_numbers(counted: Scores | Ranked) -> list[tuple[str, str, str]]:
+    """Of a protocol that counts: the rates that it reports, the first four."""
+    shown = [key for key in counted.metrics if not key.endswith(("_low", "_high", "_std"))]
+    shown = [key for key in shown if "/threshold@" not in key and "/fmr@" not in key][:4]
+    label = len(counted.name) + 1
+    return [(key[label:], style.percent(counted.metrics[key]), counted.notes.get(key, "")) for key in shown]
 
 
 def _named_numbers(named: Named) -> list[tuple[str, str, str]]:

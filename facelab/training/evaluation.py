@@ -29,7 +29,7 @@ from facelab.training.module import embed
 from facelab.training.network import COMMON, about_input, completed, convention, read_input
 from facelab.training.options import EvaluationOptions, check_kind, check_kinds
 from facelab.training.preemption import Interrupted
-from facelab.training.progress import show_choices, show_result, track
+from facelab.training.progress import Tracker, show_choices, show_result, track
 from facelab.training.record import RunDirectory, differences
 from facelab.training.strategy import keep_memory
 from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
@@ -48,7 +48,7 @@ class Evaluation:
     backbone: Any
     head: nn.Module
     benchmark: Any
-    pairs: Any  # a PairSet, or a LabelledSet
+    pairs: Any  # a PairSet, a LabelledSet, an ImageList …
     speaks: closed_set.Speaker | None  # names classes, where the benchmark asks for them
     loader: EvalLoader
     about: str  # the checkpoint, in words
@@ -71,6 +71,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
         Interrupted: Ctrl-C; nothing of the result is kept.
     """
     fit.quiet()
+    check_kind("check", config.check, bool)
     path = file_of("checkpoint", config.checkpoint)
     meta = meta_of(path)
     if meta is not None:
@@ -91,6 +92,28 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
         return _evaluate(_build(config, plain, path, meta), directory)
 
 
+def check(config: DictConfig) -> bool:
+    """Says all that a benchmark lacks, and whether it lacks nothing; no model is needed.
+
+    Args:
+        config: conf/evaluate.yaml, of which only the benchmark counts.
+
+    Raises:
+        ValueError: its path is missing, or it is of a kind that has no files to look for.
+    """
+    benchmark = instantiate(config.benchmark)
+    if not hasattr(benchmark, "check"):
+        raise ValueError(
+            f"check=true: {type(benchmark).__name__} has no layout of its own; it names what it misses when it is "
+            "evaluated, leave check out"
+        )
+    found = benchmark.check()
+    for line in found:
+        print(line)
+    print(f"{benchmark.name}: {f'{len(found)} to be mended' if found else 'complete'}", flush=True)
+    return not found
+
+
 def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str, Any] | None) -> Evaluation:
     options = EvaluationOptions(config.batch_size, config.accelerator, config.precision, config.progress)
     benchmark = instantiate(config.benchmark)
@@ -103,7 +126,8 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
         _compare_typed(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
         trained = out_of_checkpoint("checkpoint", path, meta, config.ema)
     backbone, head, about = trained
-    own = None if benchmark.path is not None else _held_out(config, path, meta, benchmark)
+    alone = benchmark.path is not None or getattr(benchmark, "evaluates_only", False)
+    own = None if alone else _held_out(config, path, meta, benchmark)
     pairs, speaks = benchmark.open(own), None
     if meta is not None and closed_set.asks_for_classes(benchmark):
         speaks = closed_set.speaker_out_of(path, meta, backbone.embedding_size)
@@ -141,7 +165,9 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         groups: list[np.ndarray] = []
         if isinstance(evaluation.network, WithGroups):
             answers, *groups = np.split(answers, [evaluation.backbone.embedding_size], axis=1)
-        result = evaluation.benchmark.evaluate(answers, evaluation.pairs, *groups)
+        with Tracker("comparing", evaluation.options.progress, "comparisons") as tell:
+            told = {"progress": tell} if getattr(evaluation.benchmark, "tells_progress", False) else {}
+            result = evaluation.benchmark.evaluate(answers, evaluation.pairs, *groups, **told)
         metrics = {
             **result.all_metrics(),
             "parameters": count_parameters(evaluation.network),
@@ -171,13 +197,17 @@ def _embed(evaluation: Evaluation) -> Tensor:
     else:
         keep_memory()
     network = evaluation.network.to(device)
-    rows = []
+    rows, done = torch.empty(0), 0
     half = torch.autocast(device.type, torch.bfloat16) if options.in_bf16 else nullcontext()
     with torch.inference_mode(), half:
         for batch in track(evaluation.loader, len(evaluation.pairs), "embedding", options.progress):
             images = batch.images.to(device, non_blocking=True)
-            rows.append(embed(network, images, evaluation.benchmark.mirror))
-    return torch.cat(rows)
+            found = embed(network, images, evaluation.benchmark.mirror)
+            if not done:  # a million rows are there once, and not once more in pieces
+                rows = found.new_empty(len(evaluation.pairs), found.shape[1])
+            rows[done : done + len(found)] = found
+            done += len(found)
+    return rows
 
 
 def _logger(evaluation: Evaluation, directory: RunDirectory) -> Any:

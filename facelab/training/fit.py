@@ -106,6 +106,11 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     augment, degrade = instantiate(config.data.augment), instantiate(config.data.degrade)
     degrade.check(source.size)
     benchmark = instantiate(config.benchmark)
+    if getattr(benchmark, "evaluates_only", False):
+        raise ValueError(
+            f"benchmark: {type(benchmark).__name__} measures checkpoints: train with another one, then python -m "
+            "facelab.evaluate checkpoint=… benchmark=…"
+        )
     if getattr(benchmark, "compares_groups", False):
         raise ValueError(
             f"benchmark.groups.beta is {benchmark.beta:g}: group-aware similarity is measured of a checkpoint, by "

@@ -40,8 +40,11 @@ def show_result(metrics: Mapping[str, float], notes: Mapping[str, str], where: s
     print(f"\nrun directory  {where}", flush=True)
 
 
+SHARES = ("accuracy", "tar@", "tpir@", "eer", "auc", "/top", "/rank", "/map", "fnmr@", "fnir@", "mmpmr@", "/failures")
+
+
 def _value(name: str, value: float, std: float | None) -> str:
-    share = any(part in name for part in ("accuracy", "tar@", "eer", "auc", "/top"))
+    share = any(part in name for part in SHARES)
     if share and std is not None:
         return f"{100 * value:.2f} % ± {100 * std:.2f}"
     return f"{100 * value:.2f} %" if share else f"{value:,.4g}" if value < 100 else f"{value:,.0f}"

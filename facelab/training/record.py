@@ -45,8 +45,11 @@ FREE = (
     "trained",
     "batch_size",
     "accelerator",
+    "check",
     "progress",
     "loader",
+    "benchmark.device",
+    "benchmark.state",
 )
 # Options that are younger than some run directories, with the values that leave a run what it was without them.
 LATER = {

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from facelab.benchmark.scores import load_scores
+from facelab.benchmark.scores import load_counted, load_scores
 from facelab.door import configuration_folder
 from facelab.training import evaluation, fit
 from facelab.training.evaluation import evaluate
@@ -314,3 +314,49 @@ def test_a_strangers_checkpoint_calls_nothing(averaged, tmp_path, group, nested)
     ):
         evaluated(tmp_path / "record", changed(where, tmp_path / "odd.ckpt", **{f"config__{group}": given}))
     assert not (tmp_path / "hit").exists()
+
+
+# FRVT
+
+
+@pytest.fixture(scope="module")
+def listed(pairs):
+    """The same faces as an image list: two sexes, one image that nobody can read."""
+    lines = ["image,person,set,sex"]
+    for person in range(6):
+        for number in range(1, 4):
+            part = "enrol" if number == 1 else "verify"
+            lines.append(f"P{person}/P{person}_{number:04d}.png,P{person},{part},{'fm'[person % 2]}")
+    (pairs / "broken.png").write_bytes(b"nothing of an image")
+    lines.append("broken.png,P0,verify,f")
+    (pairs / "images.csv").write_text("\n".join(lines) + "\n")
+    return pairs
+
+
+def test_frvt_of_a_checkpoint(averaged, listed, tmp_path):
+    where, _ = averaged
+    typed = (f"benchmark.path={listed}", "benchmark.fmr=[0.1]", "benchmark.by=[sex]", "benchmark.fpir=[0.2]")
+    found = evaluated(tmp_path / "record", of(where), "benchmark=frvt", *typed, "benchmark.bootstrap=50")
+    assert 1 / 13 <= found["frvt/fnmr@1e-1"] <= 1  # the unreadable one
+    assert found["frvt/failures"] == 1 / 19
+    assert found["frvt/fmr@1e-1"] <= 0.1
+    assert found["images"] == 19
+    files = {path.name for path in (tmp_path / "record" / "scores").iterdir()}
+    tables = ("thresholds", "groups", "cross_groups", "failures", "identification")
+    assert files == {"frvt.npz", *(f"frvt_{table}.csv" for table in tables)}
+    assert load_counted(tmp_path / "record" / "scores" / "frvt.npz").stamp["impostor"] == 6 * 12 - 12
+    image = cv2.imread(str(tmp_path / "record" / "report.png"))
+    assert image.shape == (742, 1980, 3)
+    assert ((image == (178, 114, 0)).all(-1).sum()) > 200  # blue curves
+    again = evaluated(tmp_path / "record", of(where), "benchmark=frvt", *typed, "benchmark.bootstrap=50")
+    assert again == found
+
+
+def test_frvt_is_of_a_list_and_of_no_training(averaged, tmp_path):
+    where, _ = averaged
+    with pytest.raises(ValueError, match=r"benchmark\.path is null: give the folder of the images"):
+        evaluated(tmp_path / "record", of(where), "benchmark=frvt")
+    with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+        config = hydra.compose("config", ["logger=csv", "benchmark=frvt"])
+    with pytest.raises(ValueError, match="FrvtBenchmark measures checkpoints: train with another one"):
+        fit.train(config, OmegaConf.to_container(config, resolve=True), tmp_path / "run", one_process=False)
