@@ -10,14 +10,12 @@ import re
 import runpy
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import hydra
-import numpy as np
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
@@ -28,7 +26,6 @@ from test_cli import TINY
 
 from facelab.benchmark.pair_files import read_bin
 from facelab.data.folder import FolderFaces
-from facelab.data.recordio import RecordIOFaces
 from facelab.data.synthetic import render
 from facelab.distill.base import Shapes
 from facelab.training import teaching
@@ -277,6 +274,7 @@ def scripts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("making")
     faces(folder / "faces")
     for name, body in files(PAGES["docs/data.md"]).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(body)
     return folder
 
@@ -284,24 +282,6 @@ def scripts(tmp_path_factory):
 def execute(script, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
     return runpy.run_path(str(script), run_name="__main__")
-
-
-def test_a_rec_made_as_printed_holds_the_folders_images(scripts, monkeypatch):
-    execute(scripts / "write_rec.py", monkeypatch, scripts / "faces", scripts / "pack")
-    loose, packed = FolderFaces(scripts / "faces", 112), RecordIOFaces(scripts / "pack", 112)
-    assert packed.labels.tolist() == loose.labels.tolist() == np.repeat(range(4), 3).tolist()
-    assert all((packed.load(i) == loose.load(i)).all() for i in range(len(loose)))
-    # InsightFace's own reader asks the first record where the images end.
-    flag, _, _, _, first, end = struct.unpack_from("<IfQQff", (scripts / "pack" / "train.rec").read_bytes(), 8)
-    assert (flag, first, end) == (2, 13, 17)
-
-
-def test_making_a_rec_of_a_damaged_image_is_refused(scripts, monkeypatch, tmp_path):
-    faces(tmp_path / "faces")
-    (tmp_path / "faces" / "dora" / "9.jpg").write_bytes(b"none")
-    with pytest.raises(SystemExit, match=r"unreadable.*9\.jpg"):
-        execute(scripts / "write_rec.py", monkeypatch, tmp_path / "faces", tmp_path / "pack")
-    assert not (tmp_path / "pack").exists()
 
 
 def test_a_bin_made_as_printed_holds_the_pairs(scripts, monkeypatch):
@@ -319,26 +299,6 @@ def test_a_bin_made_as_printed_holds_the_pairs(scripts, monkeypatch):
         for (a, b), (one, other) in zip(pairs, made.pairs[made.same == kind], strict=True):
             assert (made.load(one) == pixels[a]).all()
             assert (made.load(other) == pixels[b]).all()
-
-
-def test_alignment_as_printed_is_the_least_squares_similarity(scripts, monkeypatch):
-    align = execute(scripts / "align.py", monkeypatch)
-    face, template = render(0, 1, 0, 112, 0.0), align["TEMPLATE"]
-    assert (align["align"](face, template) == face).all()
-    # A photograph in which the face is twice as large, turned by 90° and elsewhere.
-    turned = np.zeros((400, 400, 3), np.uint8)
-    turned[50:274, 100:324] = np.rot90(cv2.resize(face, (224, 224), interpolation=cv2.INTER_NEAREST))
-    doubled = 2 * template + 0.5
-    back = align["align"](turned, np.stack([100 + doubled[:, 1], 50 + 223 - doubled[:, 0]], axis=1))
-    assert np.abs(back.astype(int) - face).mean() < 1
-    # Points that fit no similarity: the residual is orthogonal to what a similarity could still change.
-    points = template @ [[1.2, 0.3], [-0.3, 1.1]] + np.arange(10).reshape(5, 2)
-    monkeypatch.setattr(cv2, "warpAffine", lambda image, matrix, *rest, **named: matrix)
-    matrix = align["align"](face, points)
-    residual = points @ matrix[:, :2].T + matrix[:, 2] - template
-    assert np.allclose(residual.sum(axis=0), 0)
-    assert abs((residual * points).sum()) < 1e-8
-    assert abs((residual * (points @ [[0, 1], [-1, 0]])).sum()) < 1e-8
 
 
 def test_a_combination_of_losses_runs_as_printed(tmp_path, monkeypatch, capsys):
