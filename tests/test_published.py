@@ -13,6 +13,7 @@ from facelab.data.augment import normalise
 from facelab.data.torch_loader import EvalLoader
 
 NO_GROUPS = {"beta": 0.0, "gamma": 1.0}
+NO_QUALITY = {"alpha": 0.0, "beta": 0.0}
 
 
 def first_folds(pairset, count):
@@ -38,7 +39,7 @@ def test_lfw_with_published_weights(real_data):
     set_input(network, load_weights(network, real_data / "weights" / "mobilefacenet_y1.npz"))
     network.to(memory_format=torch.channels_last)
     benchmark = PairBenchmark(
-        "lfw", lfw / "images", lfw / "pairs.txt", 10, True, [1e-2], "at_most", 112, 0, 0, NO_GROUPS
+        "lfw", lfw / "images", lfw / "pairs.txt", 10, True, [1e-2], "at_most", 112, 0, 0, NO_GROUPS, NO_QUALITY
     )
     faces = first_folds(benchmark.open(None), 2)
     assert len(faces.pairs) == 1200

@@ -42,7 +42,7 @@ class LowResolutionBenchmark(PairBenchmark):
 
     Args:
         name: first part of the metric keys, before the resolution; see `PairBenchmark`, as for all that follows up to
-            ``groups``.
+            ``quality``.
         path: a `.bin`, or a folder of images; null: pairs of held-out training identities.
         pairs: the pairs.txt that belongs to a folder.
         folds: K.
@@ -53,6 +53,7 @@ class LowResolutionBenchmark(PairBenchmark):
         count: pairs to draw where path is null.
         seed: of that draw.
         groups: of the group-aware similarity.
+        quality: of the quality-aware similarity.
         resolutions: sizes in pixels, or words as ``1x``, ``2x``.
         sides: ``both``, ``one``, or both of these words.
         kernel: what shrinks: ``bicubic``, ``bilinear`` (both antialiased), ``area`` or ``nearest``.
@@ -75,12 +76,13 @@ class LowResolutionBenchmark(PairBenchmark):
         count: int,
         seed: int,
         groups: Mapping[str, float],
+        quality: Mapping[str, float],
         resolutions: Sequence[int | str],
         sides: Sequence[str],
         kernel: str,
         enlarge: str,
     ):
-        super().__init__(name, path, pairs, folds, mirror, far, far_rule, size, count, seed, groups)
+        super().__init__(name, path, pairs, folds, mirror, far, far_rule, size, count, seed, groups, quality)
         self.resolutions = pixel_sizes(resolutions, size)
         self.sides = tuple(dict.fromkeys([sides] if isinstance(sides, str) else sides))
         if not self.sides or not {*self.sides} <= {BOTH, ONE}:

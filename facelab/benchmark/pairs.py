@@ -17,6 +17,7 @@ from facelab.benchmark.operating_points import (
     tar_at_far,
 )
 from facelab.benchmark.pair_files import FacePairs, PairSet, read_bin, read_folder
+from facelab.benchmark.quality_aware import QualityAware
 from facelab.benchmark.scores import PairResult
 
 
@@ -42,6 +43,8 @@ class PairBenchmark:
         seed: of that draw.
         groups: ``beta`` and ``gamma`` of the group-aware similarity, s = cosθ − β·D^γ, D the distance between what the
             network thinks of the two images' groups (GroupFace, CVPR 2020, section 3.5); with β = 0 it is the cosine.
+        quality: ``alpha`` and ``beta`` of the quality-aware similarity (QMagFace), see `QualityAware`; with 0 and 0 it
+            is the cosine. An image's quality is the length of its embedding, with `mirror` of the mean of its two.
 
     Raises:
         ValueError: a setting out of range.
@@ -60,6 +63,7 @@ class PairBenchmark:
         count: int,
         seed: int,
         groups: Mapping[str, float],
+        quality: Mapping[str, float],
     ):
         if folds < 2:
             raise ValueError(
@@ -80,6 +84,7 @@ class PairBenchmark:
                 f"benchmark.groups has beta {self.beta} and gamma {self.gamma}: give beta from 0 (the cosine alone) to "
                 "10, gamma above 0 and to 10"
             )
+        self.quality = QualityAware(quality, "benchmark.quality")
         self.path = None if path is None else Path(path).expanduser()
         self.pairs = None if pairs is None else Path(pairs).expanduser()
         self.folds, self.mirror, self.far, self.far_rule = folds, bool(mirror), tuple(map(float, far)), far_rule
@@ -144,7 +149,8 @@ class PairBenchmark:
         is then the one at zero false accepts, and ``notes`` says so under the same key.
 
         Args:
-            embeddings: (M, D), one row per image of ``pairset``, in its order; need not be normalised.
+            embeddings: (M, D), one row per image of ``pairset``, in its order; need not be normalised, and must not be
+                where `quality` looks at their lengths.
             pairset: what `open` gave.
             groups: (M, G), what the network's head has of each image's group; needed where β is not 0. Only directions
                 count, as of the embeddings.
@@ -155,6 +161,9 @@ class PairBenchmark:
         """
         name, same = pairset.name, pairset.same
         distance = squared_distances(embeddings, pairset)
+        if self.quality.active:  # ‖a − b‖² = 2 − 2·cosθ: what is added to the similarity is taken away here, twice
+            lengths = np.linalg.norm(np.asarray(embeddings, np.float64), axis=1) / (2 if self.mirror else 1)
+            distance -= 2 * self.quality.added(1 - distance / 2, lengths[pairset.pairs].min(axis=1))
         if self.compares_groups:
             if groups is None:
                 raise ValueError(f"benchmark.groups.beta is {self.beta:g}, and this network has no groups: set it to 0")
@@ -175,8 +184,10 @@ class PairBenchmark:
 
     def _stamp(self, pairset: PairSet) -> dict[str, object]:
         groups = {"groups": f"{self.beta:g}·D^{self.gamma:g} of unit vectors"} if self.compares_groups else {}
+        quality = {"quality": str(self.quality)} if self.quality.active else {}
         return {
             **groups,
+            **quality,
             "protocol": "pairs-10fold",
             "mirror": self.mirror,
             "score": "minus squared L2 distance",

@@ -107,9 +107,9 @@ class YouTubeFaces:
         self.frames, self.most, self.mirror = frames, most, bool(mirror)
         self.crop, self.known = Crop(size, **crop), dict(known)
         self.pooling = Pooling(bool(norm), False, "images")
-        self.name, plain = name, {"beta": 0.0, "gamma": 1.0}
+        self.name, groups, quality = name, {"beta": 0.0, "gamma": 1.0}, {"alpha": 0.0, "beta": 0.0}  # the cosine alone
         self.protocol = PairBenchmark(
-            name, None, None, folds, mirror, far, far_rule, size, count=2 * folds, seed=0, groups=plain
+            name, None, None, folds, mirror, far, far_rule, size, 2 * folds, seed=0, groups=groups, quality=quality
         )
 
     def _files(self) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ SIDE, M = 32, 9
 PLAIN = {
     "name": "set", "path": None, "pairs": None, "folds": 2, "mirror": True, "far": [0.1], "far_rule": "at_most",
     "size": SIDE, "count": 10, "seed": 0, "groups": {"beta": 0.0, "gamma": 0.5},
+    "quality": {"alpha": 0.0, "beta": 0.0},
 }  # fmt: skip
 LOW = {**PLAIN, "resolutions": ["1x", "4x", 12], "sides": ["both"], "kernel": "bicubic", "enlarge": "bicubic"}
 

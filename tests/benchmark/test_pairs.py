@@ -13,6 +13,7 @@ from facelab.benchmark.pairs import PairBenchmark, short, squared_distances
 SETTINGS = {
     "name": None, "path": None, "pairs": None, "folds": 10, "mirror": True, "far": [1e-3, 1e-4], "far_rule": "at_most",
     "size": 112, "count": 100, "seed": 0, "groups": {"beta": 0.0, "gamma": 1 / 3},
+    "quality": {"alpha": 0.0, "beta": 0.0},
 }  # fmt: skip
 GOLDEN = Path(__file__).parents[1] / "golden" / "protocols_pairs.npz"
 
@@ -209,6 +210,23 @@ def test_group_aware_similarity():
     assert result.stamp["groups"] == "0.1·D^0.333333 of unit vectors"
     alike = benchmark(groups={"beta": 0.1, "gamma": 1 / 3}).evaluate(vectors, made, np.ones((40, 8)))
     np.testing.assert_array_equal(alike.scores, plain.scores)  # one group for all changes nothing
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_quality_aware_similarity(mirror):
+    """QMagFace: s + q·min(0, β·s − α), q the shorter length; of an image and its mirrored copy, of their mean."""
+    vectors = np.random.default_rng(0).normal(size=(40, 8)) * np.arange(1, 41)[:, None]
+    made, given = pair_set(20, np.arange(20) % 2), {"alpha": 0.05, "beta": 0.2}
+    result = benchmark(quality=given, mirror=mirror).evaluate(vectors, made)
+    for (i, j), score in zip(made.pairs, result.scores, strict=True):
+        one, other = (math.sqrt(vectors[k] @ vectors[k]) for k in (i, j))
+        cosine = vectors[i] @ vectors[j] / (one * other)
+        quality = min(one, other) / (2 if mirror else 1)
+        assert score == pytest.approx(2 * (cosine + quality * min(0, 0.2 * cosine - 0.05)) - 2, abs=1e-12)
+    plain = benchmark(mirror=mirror).evaluate(vectors, made)
+    assert "quality" not in plain.stamp
+    assert result.stamp["quality"] == "cosine + min(0, 0.2·cosine − 0.05)·min length"
+    assert np.abs(plain.scores - result.scores).max() > 0.1
 
 
 def test_groups_that_cannot_be_compared():

@@ -173,7 +173,8 @@ def test_a_suite_that_cannot_be_measured_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match="mirror is true, and of b it is not"):
         Suite("s", None, True, {"b": benchmark(made.root, mirror=False)})
     plain = {"pairs": None, "folds": 2, "mirror": True, "far": [0.1], "far_rule": "at_most", "size": 8, "count": 4,
-             "seed": 0, "groups": {"beta": 0.0, "gamma": 1.0}}  # fmt: skip
+             "seed": 0, "groups": {"beta": 0.0, "gamma": 1.0},
+             "quality": {"alpha": 0.0, "beta": 0.0}}  # fmt: skip
     beside = PairBenchmark("lfw", "None/lfw.bin", **plain)
     with pytest.raises(ValueError, match=r"benchmark\.root is null, and so nobody knows where lfw, video lie"):
         Suite("s", None, True, {"lfw": beside, "video": benchmark(None)}).open(None)
