@@ -10,7 +10,7 @@ from facelab.loss.classifier import Context, MarginLoss
 
 # Of the authors' code.
 _EPSILON = 1e-3  # keeps cosines from ±1 and angles from 0 and π
-_NORM_RANGE = (1e-3, 100.0)
+NORM_RANGE = (1e-3, 100.0)
 _FIRST_MEAN, _FIRST_STD = 20.0, 100.0  # so large a spread that training starts as CosFace(m)
 
 
@@ -77,12 +77,17 @@ class AdaFace(MarginLoss):
     @torch.no_grad()
     def _quality(self, context: Context) -> Tensor:
         """→ (B,) ẑ in [−1, 1]."""
-        norms = context.norms.clamp(*_NORM_RANGE)
+        norms = context.norms.clamp(*NORM_RANGE)
         if context.training:
             self.mean_norm = self.mean_norm.lerp(norms.mean().to(self.mean_norm), self.t_alpha)
             if len(norms) > 1:
                 self.std_norm = self.std_norm.lerp(norms.std().to(self.std_norm), self.t_alpha)
-        return ((norms - self.mean_norm) / (self.std_norm + _EPSILON) * self.concentration).clamp(-1, 1)
+        return standardised(norms, self.mean_norm, self.std_norm, self.concentration)
+
+
+def standardised(norms: Tensor, mean: Tensor, std: Tensor, concentration: float) -> Tensor:
+    """(B,) lengths, their mean and standard deviation, one or (B,) → (B,) clip(h·(‖x‖ − μ)/(σ + ε), −1, 1)."""
+    return ((norms - mean) / (std + _EPSILON) * concentration).clamp(-1, 1)
 
 
 def _clipped(cosine: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from ranks import on_ranks
 
 from facelab.loss.adaface import AdaFace
+from facelab.loss.adaface_by_class import AdaFaceByClass
 from facelab.loss.adam_softmax import AdaMSoftmax
 from facelab.loss.classifier import ClassifierOptions
 from facelab.loss.combined import Combined
@@ -26,6 +27,7 @@ LENGTHS = {"norm_low": 1.0, "norm_high": 10.0, "margin_low": 0.45, "margin_high"
 
 LOSSES = {
     "adaface": lambda: AdaFace(D, C, scale=30.0, margin=0.4, concentration=0.333, t_alpha=0.3),
+    "adaface_by_class": lambda: AdaFaceByClass(D, C, 30.0, 0.4, 0.333, 0.3, least=2, memory=4),
     "curricularface": lambda: CurricularFace(D, C, scale=30.0, margin=0.5, t_alpha=0.3),
     "adam_softmax": lambda: AdaMSoftmax(D, C, scale=30.0, margin_low=0.3, margin_high=0.4, lambda_margin=70.0),
     "sphereface2": lambda: SphereFace2(D, C, scale=40.0, margin=0.4, exponent=3.0, balance=0.7, gradient=True),
@@ -77,13 +79,13 @@ def train(build, rank, world, chunk):
         values += [value.detach(), logs["accuracy"]]
     loss.eval()
     values.append(loss(backbone(images[mine]), labels[mine], STEPS).loss.detach())
-    sharded = {name: p.detach() for name, p in loss.named_parameters() if name in loss.sharded_parameters()}
-    alike = {name: p.detach() for name, p in loss.named_parameters() if name not in sharded}
+    kept = {name: p.detach() for name, p in (*loss.named_parameters(), *loss.named_buffers())}
+    sharded = {name: kept.pop(name) for name in loss.sharded_parameters()}
     return {
         "values": torch.stack(values),
         "backbone": backbone.weight.detach(),
         "sharded": sharded,
-        "alike": {**alike, **dict(loss.named_buffers())},
+        "alike": kept,
     }
 
 
@@ -129,6 +131,8 @@ def test_what_the_margins_keep(folder):
     """Named here, so that a loss that stops keeping it does not pass unseen."""
     ranks = parts(folder, 2)
     assert ranks[0]["adaface", 2]["alike"].keys() == {"mean_norm", "std_norm"}
+    assert ranks[0]["adaface_by_class", 2]["alike"].keys() == {"mean_norm", "std_norm"}
+    assert len(ranks[0]["adaface_by_class", 2]["sharded"]["class_mean"]) == 6
     assert ranks[0]["curricularface", 2]["alike"].keys() == {"t"}
     assert ranks[0]["sphereface2", 2]["alike"].keys() == {"bias"}
     assert ranks[0]["adam_softmax", 2]["sharded"].keys() == {"classifier.weight", "margins"}
