@@ -251,7 +251,9 @@ def unexplained(text):
 
 
 @pytest.mark.parametrize(
-    "path", [Path("config.yaml"), Path("evaluate.yaml"), Path("export.yaml"), Path("prepare.yaml"), *FILES], ids=str
+    "path",
+    [*(Path(f"{door}.yaml") for door in ("config", "evaluate", "export", "prepare", "quality")), *FILES],
+    ids=str,
 )
 def test_every_value_is_explained(path):
     text = (CONF / path).read_text()

@@ -41,6 +41,7 @@ DOORS = {
     "facelab.evaluate": "evaluate",
     "facelab.export": "export",
     "facelab.prepare": "prepare",
+    "facelab.quality": "quality",
 }  # module → its primary configuration
 NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")  # the first line of a block that is a file
 

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,11 @@ from torch import Tensor, nn
 from facelab.backbone.complexity import count_macs, count_parameters
 from facelab.backbone.weights import Input
 from facelab.benchmark.scores import save_all
-from facelab.data.select import take
 from facelab.data.torch_loader import EvalLoader
 from facelab.report import run as report
 from facelab.training import closed_set, fit
-from facelab.training.datamodule import divide, faces
+from facelab.training.datamodule import faces
 from facelab.training.groups import WithGroups, about_head, with_groups
-from facelab.training.inspection import look_at_images
 from facelab.training.logging import Copy
 from facelab.training.module import embed
 from facelab.training.network import COMMON, about_input, completed, convention, read_input
@@ -31,8 +28,9 @@ from facelab.training.options import EvaluationOptions, check_kind, check_kinds
 from facelab.training.preemption import Interrupted
 from facelab.training.progress import Tracker, show_choices, show_result, track
 from facelab.training.record import RunDirectory, differences
+from facelab.training.retraced import compare_classes, open_source, retrace
 from facelab.training.strategy import keep_memory
-from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
+from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights
 
 NO_HEAD = "torch.nn.Identity"
 
@@ -318,35 +316,16 @@ def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, be
             f"checkpoint={path}: published weights have no held-out identities of their own: give benchmark.path=…, a "
             ".bin or a folder of images"
         )
-    before = meta["config"]
-    node = {key: value for key, value in before["data"].items() if key not in fit.COMMON}
-    node |= {key: config.data.get(key) or node[key] for key in ("root", "roots") if key in node}
-    source = instantiate(safe("checkpoint", node, "data", path))
-    kept = np.ones(len(source.labels), dtype=bool)
-    inspect = before["data"].get("inspect")
-    if inspect is not None:
-        run = SimpleNamespace(path=path.parent.parent, writes=False)  # who wrote, has written which images it kept
-        kept = look_at_images(source, inspect, config.loader.threads, run, config.progress).kept  # type: ignore[arg-type]
     if closed_set.asks_for_classes(benchmark):
-        shares = closed_set.share_out(source, kept, before["data"]["holdout"], before["data"].get("take"))
-        _compare_classes(len(shares.taken.identities), path, meta)
+        source, kept = open_source(config, path, meta)
+        before = meta["config"]["data"]
+        shares = closed_set.share_out(source, kept, before["holdout"], before.get("take"))
+        compare_classes(len(shares.taken.identities), path, meta)
         return shares.reports
-    reports = before["benchmark"]["path"] is None
-    labels, trained, chooses, held = divide(source.labels, kept, before["data"]["holdout"], reports)
-    _compare_classes(len(take(labels, trained, before["data"].get("take")).identities), path, meta)
-    if not reports:
-        held = chooses
-    if len(held) == 0:
+    found = retrace(config, path, meta)
+    if len(found.held) == 0:
         raise ValueError(
             f"checkpoint={path} was trained without held-out identities: give benchmark.path=…, a .bin or a folder of "
             "images"
         )
-    return faces(source, labels, held)
-
-
-def _compare_classes(there: int, path: Path, meta: Mapping[str, Any]) -> None:
-    if there != meta["num_classes"]:
-        raise ValueError(
-            f"data: {there:,} identities are there to train on, but checkpoint={path} was trained on "
-            f"{meta['num_classes']:,}: these are not the images of its training; give data.root=…, where they lie now"
-        )
+    return faces(found.source, found.labels, found.held)
