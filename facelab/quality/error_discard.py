@@ -127,7 +127,8 @@ def rederived(scores: np.ndarray, same: np.ndarray, quality: np.ndarray, far: fl
     """
     scores, same = np.asarray(scores, np.float64), np.asarray(same, bool)
     order = np.sort(quality)
-    shares, found = [], []
+    shares: list[float] = []
+    found: list[float] = []
     for share in np.arange(steps + 1) / steps * limit:
         worst = order[min(int(share * len(order) + 1e-9), len(order) - 1)]  # the first that stays, with all its equals
         kept = quality >= worst

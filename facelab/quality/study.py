@@ -108,7 +108,12 @@ def _run(study: Study, directory: RunDirectory, plain: dict[str, Any]) -> dict[s
         directory.describe(None, {})
         show_choices(_choices(study), str(directory.path))
         samples, standardiser, known = _of_training(study)
-        report: dict[str, Any] = {"sign": SIGN, "images": len(samples.labels), "classes": len(samples.sizes)}
+        report: dict[str, Any] = {
+            "sign": SIGN,
+            "study": asdict(study.study),
+            "images": len(samples.labels),
+            "classes": len(samples.sizes),
+        }
         report["norm"] = {"mean": standardiser.mean, "std": standardiser.std}
         report["without_brisque"] = int((~samples.judged).sum())
         found = correlations(samples, study.study.replicates, study.study.seed)
@@ -124,7 +129,7 @@ def _run(study: Study, directory: RunDirectory, plain: dict[str, Any]) -> dict[s
         metrics = _flat(report)
         directory.finish(metrics)
         show_result(metrics, _notes(report), str(directory.path))
-        print(f"BRISQUE is lower where quality is better. {unseen.without}".rstrip())
+        print("\n".join(["BRISQUE is lower where quality is better.", *filter(None, [unseen.without])]))
         return metrics
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command, started again, begins this study anew") from None
@@ -189,6 +194,8 @@ def _of_unseen(study: Study, standardiser: Standardiser, known: Measured) -> Uns
     except ValueError as error:  # of few pairs: the rest of the study stands
         without = f"No error-versus-discard curve: {error}."
     report["qmagface"] = _fitted(study, embeddings / (2 if benchmark.mirror else 1), pairs)
+    if "not_fitted" in report["qmagface"]:
+        without = f"{without} QMagFace was not fitted: {report['qmagface']['not_fitted']}.".strip()
     own = qualities_of(known.norms, known.plain, known.brisque, standardiser, nearest)
     report["auroc"] = _outliers(study, standardiser, qualities, own)
     return Unseen(report, found, without)
