@@ -28,10 +28,12 @@ def similarities(points: np.ndarray, size: int) -> np.ndarray:
     """
     points = np.asarray(points, dtype=np.float64)
     assert points.ndim == 3, "points are (N,5,2)"
-    source, target = points @ [1, 1j], (TEMPLATE * (size / TEMPLATE_SIZE)) @ [1, 1j]
-    middle, aim = source.mean(axis=1, keepdims=True), target.mean()
-    a, b = source - middle, target - aim
-    spread = (np.abs(a) ** 2).sum(axis=1)
+    target = (TEMPLATE * (size / TEMPLATE_SIZE)) @ [1, 1j]
+    with np.errstate(invalid="ignore"):  # points that are none are told below
+        source = points @ [1, 1j]
+        middle, aim = source.mean(axis=1, keepdims=True), target.mean()
+        a, b = source - middle, target - aim
+        spread = (np.abs(a) ** 2).sum(axis=1)
     bad = ~(np.isfinite(spread) & (spread > 0))
     if bad.any():
         raise ValueError(
