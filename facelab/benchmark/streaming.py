@@ -255,6 +255,7 @@ class _Best:
         self._waiting: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by the first probe of a tile
 
     def see(self, scores: Tensor, best: Tensor, probe: int, row: int) -> None:
+        """Takes in a tile of scores, from this probe and row on, and the best of each of its stretches."""
         keep = self.scores.shape[1]
         bar = self.scores[probe : probe + len(scores), -1]
         line, stretch = (best > bar[:, None]).nonzero(as_tuple=True)
@@ -316,6 +317,7 @@ class _Above:
         self.reached = torch.zeros(len(scores) + count, dtype=torch.int64, device=device)
 
     def see(self, scores: Tensor, best: Tensor, probe: int, row: int) -> None:
+        """Takes in a tile of scores, from this probe and row on, and the best of each of its stretches."""
         lowest = self.lowest[probe : probe + len(scores), None]
         line, stretch = (best >= lowest).nonzero(as_tuple=True)
         if not len(line):
