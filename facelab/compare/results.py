@@ -63,8 +63,8 @@ class Trials:
         other: (N,) int32, the person of its second image; of all trials of one person the same as `one`.
         stratum: (N,) int8, 0 impostor pairs, 1 genuine pairs: the protocol fixes how many there are of each, and so
             does a replicate. All 0 of other trials.
-        unit: what is drawn anew: ``subjects``, or ``images`` or ``pairs`` where nobody knows whose they are.
-        error: whether `value` counts errors while the number is a share of successes.
+        unit: what is drawn anew: ``subjects``; ``linked images`` (people told by genuine pairs alone), ``images`` or
+            ``pairs`` where nobody knows whose they are.
     """
 
     value: np.ndarray
@@ -73,7 +73,6 @@ class Trials:
     other: np.ndarray
     stratum: np.ndarray
     unit: str
-    error: bool = False
 
 
 @dataclass(frozen=True)

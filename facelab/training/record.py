@@ -163,6 +163,14 @@ class RunDirectory:
             content = {"seed": seed, **extra, "git": _commit(), "versions": _versions(), "starts": starts}
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
+    def note(self, **facts: Any) -> None:
+        """Adds to what environment.json says of the latest start."""
+        file = self.path / "environment.json"
+        content = json.loads(file.read_text())
+        content["starts"][-1] |= facts
+        with atomic(file) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
     def _take_lock(self) -> None:
         # The kernel drops the lock with the process, however that ends: no stale lock can be left.
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
