@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from facelab.atomic import atomic
-from facelab.compare import amounts, choices, curves
+from facelab.compare import amounts, curves, dependence
 from facelab.compare.results import Comparison
 from facelab.report import style
 
@@ -64,21 +64,21 @@ PICTURES = (
         "resolution",
         "Accuracy over resolution",
         "Faces were shrunk to so many pixels and enlarged again.",
-        choices.resolution,
+        dependence.resolution,
     ),
     Picture(
         "heat",
         "Two choices at once",
         "Means over seeds; darker is better, the best cell is framed. A best cell at the edge of its grid says that the "
         "grid is too small.",
-        choices.heat,
+        dependence.heat,
     ),
     Picture(
         "sensitivity",
         "Sensitivity",
         "A number over one choice, all else being equal; bands are t-intervals over seeds. Where a line is steep, a "
         "ranking of rows says as much about how well each was tuned as about the rows.",
-        choices.sensitivity,
+        dependence.sensitivity,
     ),
     Picture(
         "cost",
