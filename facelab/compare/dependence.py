@@ -29,8 +29,8 @@ DARK, BRIGHT = "#101010", "#fdfdfd"  # words on it, whatever the page's colours
 def resolution(comparison: Comparison) -> Figure | None:
     """Accuracy over the pixels of faces: of the test's, and of the training's.
 
-    A panel for each benchmark that runs have at several resolutions; on whole images it stands at ``data.size``, where
-    the configuration tells it. And one for each column where ``data.degrade.sizes`` was swept.
+    A panel for each benchmark that runs have at several resolutions, and one for each column where
+    ``data.degrade.sizes`` was swept.
     """
     tested = {name: sizes for name, sizes in _families(comparison).items() if len(sizes) > 1}
     trained = _trained(comparison)
@@ -58,14 +58,11 @@ def resolution(comparison: Comparison) -> Figure | None:
 
 def _families(comparison: Comparison) -> dict[str, dict[int, int]]:
     """Title of a panel → pixels → number of the column."""
-    sizes = {run.config.get("data.size") for run in comparison.runs}
-    whole = sizes.pop() if len(sizes) == 1 else None
     found: dict[str, dict[int, int]] = {}
     for number, column in enumerate(comparison.columns):
-        size = column.size if column.size is not None else whole
-        if size is not None:
-            metric = column.key.split("/", 1)[-1]
-            found.setdefault(f"{column.family} {metric}", {}).setdefault(int(size), number)
+        if column.size is not None:
+            metric = column.key.removeprefix(f"{column.benchmark}/")
+            found.setdefault(f"{column.family} {metric}", {}).setdefault(column.size, number)
     return found
 
 

@@ -149,6 +149,7 @@ def svg(picture: Picture, figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for color, variable in VARIABLES.items():
         text = text.replace(color, variable)
+    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")  # a reader may not have it
     for before in (' id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{picture.name}-")
     width = re.search(r'viewBox="0 0 ([\d.]+)', text)
