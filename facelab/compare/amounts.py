@@ -22,8 +22,8 @@ def intervals(comparison: Comparison) -> Figure | None:
 
     A filled dot is the best, or not significantly worse; dots in grey are single seeds; dashed is the baseline.
     """
-    columns = [number for number, _ in enumerate(comparison.columns) if any(map(looks.known, comparison.column(number)))]
-    columns = columns[: looks.PANELS]
+    there = [any(map(looks.known, comparison.column(number))) for number in range(len(comparison.columns))]
+    columns = np.flatnonzero(there).tolist()[: looks.PANELS]
     rows = sorted(looks.ranked(comparison)[:ROWS])
     if not columns or not rows:
         return None
@@ -70,7 +70,8 @@ def _panel(axes: Axes, comparison: Comparison, number: int, rows: Sequence[int])
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(style.plain)
     if reach:
-        axes.set_xlim(*_limits(reach, [float(v) for cell in cells if cell for v in looks.scaled(column, cell.interval)]))
+        seeds = np.array([looks.scaled(column, cell.interval) for cell in cells if cell is not None]).ravel()
+        axes.set_xlim(*_limits(reach, seeds[np.isfinite(seeds)].tolist()))
 
 
 def _limits(reach: Sequence[float], intervals: Sequence[float]) -> tuple[float, float]:
@@ -80,8 +81,8 @@ def _limits(reach: Sequence[float], intervals: Sequence[float]) -> tuple[float, 
     """
     low, high = min(reach), max(reach)
     room = 0.5 * (high - low) or 0.1
-    wide = [value for value in intervals if np.isfinite(value)]
-    return max(min([low, *wide]), low - room) - 0.1 * room, min(max([high, *wide]), high + room) + 0.1 * room
+    outer = max(min([low, *intervals]), low - room), min(max([high, *intervals]), high + room)
+    return outer[0] - 0.1 * room, outer[1] + 0.1 * room
 
 
 def cost(comparison: Comparison) -> Figure | None:

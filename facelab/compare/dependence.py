@@ -1,4 +1,4 @@
-"""Pictures of what a choice does: accuracy over pixels, over s, m or the learning rate, and over two of them at once."""
+"""Pictures of what a choice does: accuracy over pixels, over s, m or the learning rate, over two of them at once."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def _tested(axes: Axes, comparison: Comparison, sizes: dict[int, int], shown: di
 
 
 def _line_of(cells: Sequence[tuple[float, Cell]], others: str = "") -> Line:
-    x, low, high = (np.array(part, dtype=np.float64) for part in zip(*[(x, *c.interval) for x, c in cells], strict=True))
-    return Line(others, x, np.array([cell.mean for _, cell in cells]), low, high, ())
+    x, mean, low, high = np.array([(size, cell.mean, *cell.interval) for size, cell in cells], dtype=np.float64).T
+    return Line(others, x, mean, low, high, ())
 
 
 def _pixels(axes: Axes, sizes: Sequence[float], words: str) -> None:

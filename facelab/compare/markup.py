@@ -54,14 +54,13 @@ def table(name: str, heads: Sequence[Head], rows: Sequence[Sequence[Value]]) -> 
         heads: of the columns.
         rows: as many values each.
     """
-    top = "".join(
-        f'<th scope="col"{_about(head)}>{escape(head.text)}{_small(head.below)}</th>' for head in heads
-    )
+    top = "".join(f'<th scope="col"{_about(head)}>{escape(head.text)}{_small(head.below)}</th>' for head in heads)
     body = "\n".join(
         "<tr>" + "".join(_cell(value, "th" if i == 0 else "td") for i, value in enumerate(row)) + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table id="{name}"><thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    content = f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return f'<div class="wide"><table id="{name}">{content}</table></div>'
 
 
 def _about(head: Head) -> str:

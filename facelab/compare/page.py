@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from facelab.atomic import atomic
 from facelab.compare import markup, page_tables
 from facelab.compare.markup import escape
 from facelab.compare.pictures import drawn, settings, svg
 from facelab.compare.results import Comparison
-
-
-def write(comparison: Comparison, path: Path) -> Path:
-    """Writes the page.
-
-    Args:
-        comparison: what it tells.
-        path: of the file, ``compare.html``.
-
-    Returns:
-        The same path.
-    """
-    text = page(comparison)
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+from facelab.compare.tables import remarks
 
 
 def page(comparison: Comparison) -> str:
@@ -55,11 +37,8 @@ def _about(comparison: Comparison) -> str:
 
 
 def _warnings(comparison: Comparison) -> str:
-    left_out = [f"Left out: {path}: {reason}" for path, reason in comparison.unread]
-    told = [*comparison.warnings, *left_out]
-    if not told:
-        return ""
-    return markup.section("Warnings", markup.listed(told), "warnings")
+    told = remarks(comparison)
+    return "" if not told else markup.section("Warnings", markup.listed(told), "warnings")
 
 
 def _pictures(comparison: Comparison) -> list[str]:
@@ -67,7 +46,8 @@ def _pictures(comparison: Comparison) -> list[str]:
     with settings():
         for picture, figure in drawn(comparison):
             caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
-            parts.append(markup.section(picture.title, f"<figure>\n{svg(picture, figure)}{caption}\n</figure>", "picture"))
+            content = f"<figure>\n{svg(picture, figure)}{caption}\n</figure>"
+            parts.append(markup.section(picture.title, content, "picture"))
     return parts
 
 

@@ -48,9 +48,9 @@ PICTURES = (
     Picture(
         "det",
         "Detection error trade-off",
-        "Both kinds of error at every threshold: a better row lies further to the lower left; the dotted diagonal meets "
-        "a curve at its equal error rate. Of several seeds it is the mean of false non-match rates at equal false match "
-        "rate; with few rows the band goes from the lowest to the highest.",
+        "Both kinds of error at every threshold: a better row lies further to the lower left; the dashed diagonal "
+        "meets a curve at its equal error rate. Of several seeds it is the mean of false non-match rates at equal "
+        "false match rate; with few rows the band goes from the lowest to the highest.",
         curves.det,
     ),
     Picture(
@@ -69,8 +69,8 @@ PICTURES = (
     Picture(
         "heat",
         "Two choices at once",
-        "Means over seeds; darker is better, the best cell is framed. A best cell at the edge of its grid says that the "
-        "grid is too small.",
+        "Means over seeds; darker is better, the best cell is framed. A best cell at the edge of its grid says that "
+        "the grid is too small.",
         dependence.heat,
     ),
     Picture(
@@ -91,7 +91,7 @@ PICTURES = (
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """facelab's look for whatever is drawn inside, whatever a user's matplotlibrc says."""
+    """The look of facelab's pictures for whatever is drawn inside, whatever a user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style.SETTINGS)
@@ -152,6 +152,8 @@ def svg(picture: Picture, figure: Figure) -> str:
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")  # a reader may not have it
     for before in (' id="', 'href="#', "url(#"):
         text = text.replace(before, f"{before}{picture.name}-")
+    # A hundredth of a point is finer than anybody sees, and half of the bytes.
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
     width = re.search(r'viewBox="0 0 ([\d.]+)', text)
     assert width is not None
     opening = f'<svg role="img" aria-label="{picture.title}" style="width:{float(width[1]) * 4 / 3:.0f}px" '

@@ -23,9 +23,9 @@ from facelab.compare.results import (
 
 T = {1: math.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantiles of Student's t, 97.5 %
 LOSSES = (
-    "adaface adaface_by_class adam_softmax arcface contrastive cosface curricularface magface magface_ema softmax "
-    "sphereface sphereface2 triplet"
-).split()
+    *("adaface", "adaface_by_class", "adam_softmax", "arcface", "contrastive", "cosface", "curricularface"),
+    *("magface", "magface_ema", "softmax", "sphereface", "sphereface2", "triplet"),
+)
 
 
 def column(benchmark="lfw", metric="accuracy", size=None, family=None, unit="subjects"):
@@ -50,7 +50,8 @@ def scores(name, skill, rng, points=400):
 def run(choices, seed, values, columns, cost, rng, sweep, finished=True, validations=8, points=400):
     images = np.linspace(64_000, 512_000, validations)
     mean = values[columns[0].key]
-    learnt = 0.5 + (mean - 0.5) * (1 - np.exp(-np.arange(1, validations + 1) / 2)) + 0.004 * rng.normal(size=validations)
+    learnt = 0.5 + (mean - 0.5) * (1 - np.exp(-np.arange(1, validations + 1) / 2))
+    learnt += 0.004 * rng.normal(size=validations)
     skills = {c.benchmark: 6 * (values[c.key] - 0.5) + 0.4 for c in columns if c.key in values and not c.error}
     job = ",".join(f"{key}={value}" for key, value in {**choices, "seed": seed}.items())
     return Run(
@@ -122,7 +123,8 @@ def comparison(points, columns=None, seeds=(1, 2, 3), baseline=0, spread=0.002, 
     hours = np.array([row.cost.device_hours for row in made])
     sign = -1 if columns[0].error else 1
     gains = sign * np.array([one[0].mean for one in cells])
-    beaten = [np.any((hours <= h) & (gains >= g) & ((hours < h) | (gains > g))) for h, g in zip(hours, gains, strict=True)]
+    better = (hours[:, None] <= hours) & (gains[:, None] >= gains)
+    beaten = (better & ((hours[:, None] < hours) | (gains[:, None] > gains))).any(axis=0)
     made = [dataclasses.replace(row, frontier=not lost) for row, lost in zip(made, beaten, strict=True)]
     return Comparison(
         "losses", ("runs/losses",), keys, tuple(made), tuple(columns), tuple(map(tuple, cells)), baseline, 0.95,
@@ -169,9 +171,11 @@ def losses(**others):
 
 def grid(**others):
     """Five margins times five scales."""
-    points = itertools.product((0.2, 0.3, 0.4, 0.5, 0.6), (16, 32, 48, 64, 96))
-    quality = [({"loss.margin": m, "loss.scale": s}, 0.97 - 0.3 * (m - 0.4) ** 2 - 1e-5 * (s - 48) ** 2) for m, s in points]
-    return comparison(quality, **{"baseline": None, "seeds": (1, 2), **others})
+    points = [
+        ({"loss.margin": m, "loss.scale": s}, 0.97 - 0.3 * (m - 0.4) ** 2 - 1e-5 * (s - 48) ** 2)
+        for m, s in itertools.product((0.2, 0.3, 0.4, 0.5, 0.6), (16, 32, 48, 64, 96))
+    ]
+    return comparison(points, **{"baseline": None, "seeds": (1, 2), **others})
 
 
 def resolutions(**others):
