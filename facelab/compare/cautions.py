@@ -73,8 +73,6 @@ def _missing(found: Read, rows: Sequence[Row]) -> Iterator[str]:
         yield f"{run.path} is unfinished{at} and left out: the same command goes on with it"
     if len(found.unfinished) > SHOWN:
         yield f"{len(found.unfinished) - SHOWN} more runs are unfinished and left out"
-    for path, reason in found.unread:
-        yield f"{path} is left out: {reason}"
     for row in rows:
         if row.missing:
             yield f"{row.label} lacks seed{'s' * (len(row.missing) > 1)} {_listed(row.missing)}"

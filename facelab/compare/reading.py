@@ -109,7 +109,7 @@ def read_run(path: Path, arrays: dict[bytes, np.ndarray] | None = None) -> Run:
         Unreadable: a file of it is damaged, or it is the record of something else.
     """
     tree = _parsed(path / "config.yaml", lambda text: yaml.load(text, Loader=LOADER))
-    if not tree or "study" in tree or not ("trainer" in tree or "checkpoint" in tree):
+    if "study" in tree or not ("trainer" in tree or "checkpoint" in tree):
         raise Unreadable("its config.yaml is of neither a training nor an evaluation")
     environment, metrics = (_parsed(path / name, json.loads) for name in ("environment.json", "metrics.json"))
     finished, arrays = (path / "metrics.json").is_file(), {} if arrays is None else arrays

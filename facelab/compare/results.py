@@ -302,7 +302,7 @@ class Comparison:
         title: the folders that were read, in words.
         folders: as they were given.
         keys: what was swept, dotted keys without the seed; groups (``loss``) before values.
-        rows: in the order of their choices, or of the first column where nothing orders them.
+        rows: in the order of their choices, numbers by size.
         columns: benchmarks in the order of the reports.
         cells: cells[row][column]; None where no run of the row has that number.
         baseline: number of the baseline row, or None.
@@ -311,8 +311,8 @@ class Comparison:
         replicates: of the bootstrap.
         sensitivities: for each numeric swept key and each column.
         cost_key: which cost the frontier weighs against the first column: ``device_hours`` or ``parameters``, or empty.
-        warnings: whole sentences: unfinished runs, missing seeds, unequal keys …
-        unread: folders that were left out, with the reason.
+        warnings: what has to be said: unfinished runs, missing seeds, unequal keys …
+        unread: folders that were left out, with the reason; not among the warnings.
     """
 
     title: str

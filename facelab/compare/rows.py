@@ -63,19 +63,46 @@ def arrange(runs: Sequence[Run], keys: Sequence[str] | None) -> Arranged:
             raise ValueError(f"keys has {', '.join(lost)}, which no run's configuration has: give {_some(differing)}")
     besides = {key: values for key, values in differing.items() if not _explained(key, told)}
     parts = [*told, *(besides if keys is None else ())]
-    rows: dict[Any, tuple[dict[str, Any], dict[int | None, Run]]] = {}
+    rows = _grouped(runs, words, parts)
+    # An option explains its own values; where one option has come with several, it does not.
+    mixed = {
+        key: values
+        for key, values in differing.items()
+        if key not in besides and key not in parts and any(_differ(key, members) for _, members in rows)
+    }
+    if mixed and keys is None:
+        parts += mixed
+        rows = _grouped(runs, words, parts)
+    for _, members in rows:
+        _check_seeds(members, [key for key in differing if key not in parts])
+    order = sorted(rows, key=lambda row: [_rank(value) for value in row[0].values()])
+    listed = tuple((choices, tuple(sorted(members, key=lambda run: _rank(run.seed)))) for choices, members in order)
+    return Arranged(tuple(parts), listed, {**besides, **mixed})
+
+
+def _grouped(
+    runs: Sequence[Run], words: Sequence[Mapping[str, str]], parts: Sequence[str]
+) -> list[tuple[dict[str, Any], list[Run]]]:
+    """Choices, and the runs that have them."""
+    rows: dict[Any, tuple[dict[str, Any], list[Run]]] = {}
     for run, said in zip(runs, words, strict=True):
         choices = {key: _choice(key, run, said) for key in parts}
-        _, seeds = rows.setdefault(tuple(map(_hashable, choices.values())), (choices, {}))
-        if run.seed in seeds:
-            first = seeds[run.seed]
-            others = [key for key in differing if first.config.get(key) != run.config.get(key) and key not in parts]
+        rows.setdefault(tuple(map(_hashable, choices.values())), (choices, []))[1].append(run)
+    return list(rows.values())
+
+
+def _differ(key: str, runs: Sequence[Run]) -> bool:
+    return len({_hashable(run.config.get(key)) for run in runs}) > 1
+
+
+def _check_seeds(runs: Sequence[Run], differing: Sequence[str]) -> None:
+    seen: dict[int | None, Run] = {}
+    for run in runs:
+        first = seen.setdefault(run.seed, run)
+        if first is not run:
+            others = [key for key in differing if _differ(key, [first, run])]
             mend = f"they differ in {', '.join(others)}: name that in keys" if others else "leave one of them out"
             raise ValueError(f"{first.path} and {run.path} are the same row and seed ({run.seed}): {mend}")
-        seeds[run.seed] = run
-    order = sorted(rows.values(), key=lambda row: [_rank(value) for value in row[0].values()])
-    listed = tuple((choices, tuple(seeds[seed] for seed in sorted(seeds, key=_rank))) for choices, seeds in order)
-    return Arranged(tuple(parts), listed, besides)
 
 
 def label(choices: Mapping[str, Any]) -> str:
