@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from facelab.compare.results import Cell, Column, Comparison
+from facelab.compare.rows import spoken
 from facelab.report import style
 
 COLORS = (style.BLUE, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.INK)
@@ -105,7 +106,7 @@ def words(choices: Mapping[str, Any], keys: Sequence[str]) -> str:
         value = choices.get(key)
         if value is not None:
             last = key.rsplit(".", 1)[-1]
-            told.append(str(value) if isinstance(value, str) and "." not in key else f"{last} {value}")
+            told.append(value if isinstance(value, str) and "." not in key else f"{last} {spoken(value)}")
     return ", ".join(told)
 
 
