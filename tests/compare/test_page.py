@@ -132,13 +132,11 @@ def test_numbers_that_nobody_knows_are_dashes():
     assert '<td data-v="">–</td>' in text
 
 
-def test_two_hundred_rows_stay_small():
-    """Half as many benchmarks as the promise has, and half of its size."""
-    points = [({"loss": "arcface", "loss.margin": round(0.001 * i, 3)}, 0.95 + 1e-4 * i) for i in range(200)]
-    compared = comparison(
-        points, columns=[column(), column("agedb_30"), column("calfw")], seeds=(1,), points_of_det=200
-    )
-    assert len(page(compared).encode()) < 2.5e6
+def test_many_rows_stay_small():
+    """5 MB for 200 rows × 6 benchmarks are 4,167 bytes for each number."""
+    points = [({"loss": "arcface", "loss.margin": round(0.001 * i, 3)}, 0.95 + 1e-4 * i) for i in range(80)]
+    compared = comparison(points, columns=[column(), column("agedb_30")], seeds=(1,), points_of_det=200)
+    assert len(page(compared).encode()) < 80 * 2 * 4167
 
 
 def test_thirteen_losses_have_all_their_differences():
