@@ -33,6 +33,7 @@ FREE = (
     "logger",
     "data.known",
     "data.loader",
+    "embeddings",
     "trainer.accelerator",
     "trainer.checkpointing",
     "trainer.devices",
