@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import statistics
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -59,8 +60,10 @@ class Comparison:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.lock = options, threading.Lock()
+        # A process that compiles keeps some 200 MB of every training: after a while another one takes its place.
+        fresh: dict[str, Any] = {"max_tasks_per_child": 20} if sys.version_info >= (3, 11) else {}
         self.processes = ProcessPoolExecutor(
-            options.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (options.threads,)
+            options.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (options.threads,), **fresh
         )
         self.shared = {
             "widths": "-".join(map(str, options.widths)),
@@ -69,13 +72,17 @@ class Comparison:
         self.versions = {"machine": machine(), "torch": torch.__version__}
 
     def of_seed(self, seed: int) -> None:
-        """The teacher of a seed, then its students."""
+        """The teacher of a seed, then its students, as processes are free."""
         teacher = self.train(TEACHER, SIZE, seed, "benchmark.resolutions=[1x,2x,4x,8x]")
-        for pixels in PIXELS:
-            few = ["data/degrade=lowres", f"data.degrade.sizes={pixels}", f"benchmark.resolutions={pixels}"]
-            self.train(PLAIN, pixels, seed, *few)
-            taught = ["distill=attention_similarity", f"distill.teacher.checkpoint={teacher}/checkpoints/last.ckpt"]
-            self.train(ASKD, pixels, seed, *few, *taught)
+        taught = ["distill=attention_similarity", f"distill.teacher.checkpoint={teacher}/checkpoints/last.ckpt"]
+        with ThreadPoolExecutor(2 * len(PIXELS)) as pool:
+            students = []
+            for pixels in PIXELS:
+                few = ["data/degrade=lowres", f"data.degrade.sizes={pixels}", f"benchmark.resolutions={pixels}"]
+                students.append(pool.submit(self.train, PLAIN, pixels, seed, *few))
+                students.append(pool.submit(self.train, ASKD, pixels, seed, *few, *taught))
+            for student in students:
+                student.result()
 
     def train(self, who: str, pixels: int, seed: int, *overrides: str) -> Path:
         """One training, unless it was done; its folder."""
@@ -88,13 +95,12 @@ class Comparison:
         there = {row["pixels"] for row in done} >= {str(size) for size in sizes}
         if there and (folder / "checkpoints" / "last.ckpt").is_file():
             return folder
-        began = time.monotonic()
         typed = [*FIXED, *overrides, f"seed={seed}", f"data.root={options.celeba}", f"job={folder.name}"]
         typed += [f"backbone.widths={options.widths}".replace(" ", "")]
         typed += [f"trainer.epochs={math.ceil(options.epochs)}"]
         typed += [f"trainer.max_steps={max(1, round(options.epochs * IMAGES / 128))}"]
         typed += [f"benchmark.path={options.lfw}/images", f"benchmark.pairs={options.lfw}/pairs.txt"]
-        found = self.processes.submit(train_once, typed, folder, keep=True).result()
+        found, minutes = self.processes.submit(timed_training, typed, folder).result()
         if found is None:
             raise SystemExit(f"{folder.name} diverged: {' '.join(typed)}")
         rows = [
@@ -105,7 +111,7 @@ class Comparison:
                 "pixels": str(size),
                 "accuracy": f"{100 * found['lfw/accuracy' if size == SIZE else f'lfw_{size}px/accuracy']:.2f}",
                 "images": str(found["images"]),
-                "minutes": f"{(time.monotonic() - began) / 60:.1f}",
+                "minutes": f"{minutes:.1f}",
             }
             for size in sizes
         ]
@@ -114,6 +120,12 @@ class Comparison:
         for row in rows:
             print(f"{who:14}{row['pixels']:>4} px  seed {seed}  {row['accuracy']} %  {row['minutes']} min", flush=True)
         return folder
+
+
+def timed_training(typed: list[str], folder: Path) -> tuple[dict[str, float] | None, float]:
+    """A training whose run directory stays, and its minutes."""
+    began = time.monotonic()
+    return train_once(typed, folder, keep=True), (time.monotonic() - began) / 60
 
 
 def trainings() -> list[dict[str, str]]:
@@ -167,7 +179,7 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     comparison = Comparison(options)
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(len(SEEDS)) as pool:
         list(pool.map(comparison.of_seed, SEEDS))
     rows = table(comparison.shared)
     if rows:

@@ -32,7 +32,7 @@ LONGEST_NAME = 120
 # Overrides that say where or how comfortably a job goes, not what it is; they do not name it.
 NAMELESS = (
     *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress", "teacher"),
-    *("batch_size", "accelerator", "check", "progress", "loader"),  # of an evaluation
+    *("batch_size", "accelerator", "check", "progress", "loader", "embeddings"),  # of an evaluation
 )
 
 

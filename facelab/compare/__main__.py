@@ -6,13 +6,13 @@ from typing import Any
 
 from facelab.door import open_door
 
-OPTIONS = ("runs", "format", "out", "baseline", "metrics", "keys", "level", "replicates", "seed", "logger", "hydra")
+OPTIONS = ("folders", "format", "out", "baseline", "metrics", "keys", "level", "replicates", "seed", "logger", "hydra")
 TAKES_A_WORD = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 TAKES_A_WORD += ("--experimental-rerun", "--info", "-i")
 
 
 def with_folders(words: list[str]) -> list[str]:
-    """A command line in which folders that stand alone are `runs=[…]`.
+    """A command line in which folders that stand alone are `folders=[…]`.
 
     A folder may well be called ``loss=cosface,seed=2``: what has an option's name before its first ``=`` is an option,
     and what else is there on the disk a folder.
@@ -28,7 +28,7 @@ def with_folders(words: list[str]) -> list[str]:
             others.append(word)
     others = [_quoted(word) if word.startswith("baseline=") else word for word in others]
     listed = ",".join(_in_quotes(folder) for folder in folders)
-    return [f"runs=[{listed}]", *others] if folders else others
+    return [f"folders=[{listed}]", *others] if folders else others
 
 
 def _quoted(word: str) -> str:

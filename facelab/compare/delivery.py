@@ -17,7 +17,7 @@ from facelab.kinds import check_kind
 from facelab.training.logging import no_logger
 
 KINDS = {
-    **{"runs": list[str], "format": str, "out": str | None, "baseline": str | None, "metrics": list[str] | None},
+    **{"folders": list[str], "format": str, "out": str | None, "baseline": str | None, "metrics": list[str] | None},
     **{"keys": list[str] | None, "level": float, "replicates": int, "seed": int},
 }
 
@@ -38,7 +38,7 @@ def deliver(config: DictConfig, plain: Mapping[str, Any]) -> Comparison:
     logger = instantiate(config.logger, _partial_=True)
     rules = Rules(plain["level"], plain["replicates"], plain["seed"])
     choices = {key: plain[key] for key in ("baseline", "metrics", "keys")}
-    comparison = compare(plain["runs"], **choices, rules=rules)
+    comparison = compare(plain["folders"], **choices, rules=rules)
     out = _file(plain, comparison)
     text = render(comparison)
     if out is None:

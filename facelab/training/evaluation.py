@@ -21,6 +21,7 @@ from facelab.report import run as report
 from facelab.training import closed_set, fit
 from facelab.training.datamodule import faces
 from facelab.training.groups import WithGroups, about_head, with_groups
+from facelab.training.kept import KeptEmbeddings, Pixels
 from facelab.training.logging import Copy
 from facelab.training.module import embed
 from facelab.training.network import COMMON, about_input, completed, convention, read_input
@@ -158,7 +159,8 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         directory.describe(None, {"wandb": copy.version, "input": convention(evaluation.backbone)})
         show_choices(_choices(evaluation), str(directory.path))
         began = time.perf_counter()
-        answers = closed_set.answers(evaluation.benchmark, _embed(evaluation), evaluation.speaks)
+        rows, embedded = _embeddings(evaluation)
+        answers = closed_set.answers(evaluation.benchmark, rows, evaluation.speaks)
         seconds = time.perf_counter() - began
         groups: list[np.ndarray] = []
         if isinstance(evaluation.network, WithGroups):
@@ -171,7 +173,7 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
             "parameters": count_parameters(evaluation.network),
             "images": len(evaluation.pairs),
             "seconds": round(seconds, 1),
-            "images_per_s": round(len(evaluation.pairs) / max(seconds, 1e-9), 1),
+            **({"images_per_s": round(len(evaluation.pairs) / max(seconds, 1e-9), 1)} if embedded else {}),
         }
         save_all(directory.path / "scores", result)
         directory.finish(metrics)
@@ -185,7 +187,27 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         copy.finish()
 
 
-def _embed(evaluation: Evaluation) -> Tensor:
+def _embeddings(evaluation: Evaluation) -> tuple[Tensor, bool]:
+    """(M,D) float32, an embedding for each image of the benchmark; and whether they were computed for it."""
+    plain, options, images = evaluation.plain, evaluation.options, len(evaluation.pairs)
+    described = {key: plain.get(key) for key in ("checkpoint_sha256", "ema", "backbone", "head")}
+    described |= {"input": convention(evaluation.backbone), "mirror": evaluation.benchmark.mirror}
+    described |= {"bf16": options.in_bf16, "gpu": options.on_gpu, "network": type(evaluation.network).__name__}
+    kept, pixels = KeptEmbeddings(plain["embeddings"], described), Pixels()
+    if kept.has_some:
+        for batch in track(evaluation.loader, images, "looking whether they are embedded", options.progress):
+            pixels.add(batch)
+        rows = kept.load(pixels.digest, images)
+        if rows is not None:
+            print(f"embeddings     {kept.file(pixels.digest)}, computed before", flush=True)
+            return rows, False
+        pixels = Pixels()
+    rows = _embed(evaluation, pixels)
+    kept.save(pixels.digest, rows)
+    return rows, True
+
+
+def _embed(evaluation: Evaluation, pixels: Pixels) -> Tensor:
     """(M,D) float32, an embedding for each image of the benchmark."""
     options = evaluation.options
     device = torch.device("cuda" if options.on_gpu else "cpu")
@@ -198,7 +220,7 @@ def _embed(evaluation: Evaluation) -> Tensor:
     rows, done = torch.empty(0), 0
     half = torch.autocast(device.type, torch.bfloat16) if options.in_bf16 else nullcontext()
     with torch.inference_mode(), half:
-        for batch in track(evaluation.loader, len(evaluation.pairs), "embedding", options.progress):
+        for batch in track(pixels.passing(evaluation.loader), len(evaluation.pairs), "embedding", options.progress):
             images = batch.images.to(device, non_blocking=True)
             found = embed(network, images, evaluation.benchmark.mirror)
             if not done:  # a million rows are there once, and not once more in pieces

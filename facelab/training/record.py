@@ -32,6 +32,7 @@ FREE = (
     "logger",
     "data.known",
     "data.loader",
+    "embeddings",
     "trainer.accelerator",
     "trainer.checkpointing",
     "trainer.devices",

@@ -16,11 +16,14 @@ def sweep(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["runs/losses", "runs/other"], ["runs=['runs/losses','runs/other']"]),
-        (["runs/losses", "format=html", "--cfg", "job"], ["runs=['runs/losses']", "format=html", "--cfg", "job"]),
-        (["runs/x/loss=a,seed=1", "out=a.tex"], ["runs=['runs/x/loss=a,seed=1']", "out=a.tex"]),
-        (["it's", "logger=wandb", "logger.mode=offline"], [r"runs=['it\'s']", "logger=wandb", "logger.mode=offline"]),
-        (["runs/a", "baseline=loss=x, loss.m=1"], ["runs=['runs/a']", "baseline='loss=x, loss.m=1'"]),
+        (["runs/losses", "runs/other"], ["folders=['runs/losses','runs/other']"]),
+        (["runs/losses", "format=html", "--cfg", "job"], ["folders=['runs/losses']", "format=html", "--cfg", "job"]),
+        (["runs/x/loss=a,seed=1", "out=a.tex"], ["folders=['runs/x/loss=a,seed=1']", "out=a.tex"]),
+        (
+            ["it's", "logger=wandb", "logger.mode=offline"],
+            [r"folders=['it\'s']", "logger=wandb", "logger.mode=offline"],
+        ),
+        (["runs/a", "baseline=loss=x, loss.m=1"], ["folders=['runs/a']", "baseline='loss=x, loss.m=1'"]),
         (["baseline=null", "baseline='x'", "formt=html"], ["baseline=null", "baseline='x'", "formt=html"]),
         (["--help"], ["--help"]),
         ([], []),
@@ -33,7 +36,7 @@ def test_folders_need_no_key(words, expected):
 def test_a_folder_may_be_called_like_a_choice(tmp_path, monkeypatch):
     (tmp_path / "loss=cosface,seed=2").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert with_folders(["loss=cosface,seed=2"]) == ["runs=['loss=cosface,seed=2']"]
+    assert with_folders(["loss=cosface,seed=2"]) == ["folders=['loss=cosface,seed=2']"]
 
 
 def opened(monkeypatch, capsys, *words):

@@ -113,10 +113,8 @@ def test_the_people_of_a_benchmark_are_drawn_for_all_rows_at_once(table, sweep):
             parts = []
             for same in (True, False):
                 hits = total = 0.0
-                for (a, b), value in zip(
-                    SETS[0].people[SETS[0].same == same], right[SETS[0].same == same], strict=True
-                ):
-                    i, j = np.searchsorted(people, (a, b))
+                of = SETS[0].same == same
+                for (i, j), value in zip(places[of], right[of], strict=True):
                     times = weight[i] if same else weight[i] * weight[j]
                     hits, total = hits + times * value, total + times
                 parts.append(hits / total)

@@ -34,7 +34,7 @@ def evaluated(where: Path, *typed: str) -> dict[str, float]:
     """As the door does it."""
     OmegaConf.register_new_resolver("facelab.job", lambda: "small", replace=True)
     with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        config = hydra.compose("evaluate", ["logger=csv", "progress=false", *typed])
+        config = hydra.compose("evaluate", ["logger=csv", "progress=false", "embeddings=null", *typed])
     return evaluate(config, {word.split("=")[0] for word in typed}, where)
 
 
@@ -229,6 +229,51 @@ def test_an_interruption_ends_in_one_line_and_it_begins_anew(averaged, tmp_path,
     assert not (tmp_path / "record" / "metrics.json").exists()
     monkeypatch.undo()
     assert evaluated(tmp_path / "record", of(where))["heldout/auc"] == metrics["heldout/auc"]
+
+
+# Embeddings that are kept
+
+
+def test_what_was_embedded_is_not_embedded_again(elsewhere, pairs, tmp_path, monkeypatch, capsys):
+    kept = f"embeddings={tmp_path / 'kept'}"
+    typed = [of(elsewhere[0]), f"benchmark.path={pairs}", "benchmark.name=faces", "benchmark.folds=2"]
+    first = evaluated(tmp_path / "a", *typed, kept)
+    rows = np.load(next((tmp_path / "kept").glob("*.npy")))
+    assert rows.shape[0] == first["images"]
+
+    embeds = evaluation._embed
+    monkeypatch.setattr(evaluation, "_embed", None)  # would fail if anything were embedded
+    again = evaluated(tmp_path / "b", *typed, kept, "batch_size=3")
+    assert {key: again[key] for key in first if "auc" in key} == {key: first[key] for key in first if "auc" in key}
+    assert "images_per_s" not in again
+    assert "computed before" in capsys.readouterr().out
+
+    # Another view of an image, other weights, and other pixels under the same names ask for other rows.
+    monkeypatch.setattr(evaluation, "_embed", embeds)
+    evaluated(tmp_path / "c", *typed, kept, f"benchmark.mirror={str(not first_mirror(elsewhere[0])).lower()}")
+    evaluated(tmp_path / "d", of(elsewhere[0], "last.ckpt"), *typed[1:], kept)
+    moved = shutil.copytree(pairs, tmp_path / "faces")
+    shutil.copy(moved / "P0" / "P0_0001.png", moved / "P1" / "P1_0001.png")
+    evaluated(tmp_path / "e", typed[0], f"benchmark.path={moved}", *typed[2:], kept)
+    names = [file.stem.split("-") for file in (tmp_path / "kept").glob("*.npy")]
+    assert len(names) == 4
+    assert len({network for network, _ in names}) == 3
+    assert len({pixels for _, pixels in names}) == 2
+
+
+def first_mirror(where: Path) -> bool:
+    return yaml.safe_load((where / "config.yaml").read_text())["benchmark"]["mirror"]
+
+
+def test_a_damaged_file_of_embeddings_is_told_and_made_anew(elsewhere, tmp_path, caplog):
+    kept = tmp_path / "kept"
+    first = evaluated(tmp_path / "a", of(elsewhere[0]), f"embeddings={kept}")
+    (file,) = kept.glob("*.npy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert evaluated(tmp_path / "b", of(elsewhere[0]), f"embeddings={kept}")["heldout/auc"] == first["heldout/auc"]
+    assert "is damaged" in caplog.text
+    assert file.read_bytes() == whole
 
 
 # What does not fit
