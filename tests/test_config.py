@@ -252,7 +252,7 @@ def unexplained(text):
 
 @pytest.mark.parametrize(
     "path",
-    [*(Path(f"{door}.yaml") for door in ("config", "evaluate", "export", "prepare", "quality")), *FILES],
+    [*(Path(f"{door}.yaml") for door in ("config", "compare", "evaluate", "export", "prepare", "quality")), *FILES],
     ids=str,
 )
 def test_every_value_is_explained(path):

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from test_cli import TINY
 
 from facelab.benchmark.pair_files import read_bin
+from facelab.compare.__main__ import with_folders
 from facelab.data.folder import FolderFaces
 from facelab.data.synthetic import render
 from facelab.distill.base import Shapes
@@ -38,6 +39,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`\n]+)`")
 DOORS = {
     "facelab.train": "config",
+    "facelab.compare": "compare",
     "facelab.evaluate": "evaluate",
     "facelab.export": "export",
     "facelab.prepare": "prepare",
@@ -130,7 +132,7 @@ def test_a_printed_command_composes(words, composer):
     assert importlib.util.find_spec(door), f"there is no {door}"
     if door not in DOORS:
         return
-    given = overrides_of(rest)
+    given = overrides_of(with_folders(rest) if door == "facelab.compare" else rest)
     if own_options() & set(given) or "--config-dir" in rest:
         return  # the reader's own options: done literally below, or by the README's test
     for point in points(given):

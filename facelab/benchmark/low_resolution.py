@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from facelab.resampling import check_kernels, down_and_up, resample_image
 BOTH, ONE = "both", "one"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DegradedPairs(PairSet):
     """A pair set whose images are there once for each resolution: image i + k·M is image i of M at ``sizes[k]``.
 
@@ -106,7 +106,8 @@ class LowResolutionBenchmark(PairBenchmark):
             down, up = matrices[number]
             return resample_image(resample_image(pixels, down), up)
 
-        shared = {key: getattr(base, key) for key in ("name", "pairs", "same", "fold", "size", "source", "digest")}
+        own = ("images", "load")
+        shared = {one.name: getattr(base, one.name) for one in fields(PairSet) if one.name not in own}
         return DegradedPairs(**shared, images=len(sizes) * len(base), load=load, base=base, sizes=sizes)
 
     def evaluate(self, embeddings: np.ndarray, pairset: PairSet, groups: np.ndarray | None = None) -> PairResult:

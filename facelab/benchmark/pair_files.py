@@ -31,6 +31,8 @@ class PairSet:
         size: H = W in pixels.
         source: where it came from, for the protocol stamp (a file name, not a path).
         digest: sha256 of the pair list, and of the images where the file holds them.
+        people: (N, 2) int64, whose images a pair has, 0 … S−1: who is drawn anew in a bootstrap; None: nobody knows.
+        people_from: ``names``, or ``linked images``: a file without names, whose people are told by genuine pairs.
     """
 
     name: str
@@ -42,6 +44,8 @@ class PairSet:
     size: int
     source: str
     digest: str
+    people: np.ndarray | None = None
+    people_from: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.pairs)
@@ -52,6 +56,7 @@ class PairSet:
         assert self.pairs.shape == (count, 2), "pairs are (N, 2)"
         assert self.same.shape == (count,), "same is (N,)"
         assert self.fold.shape == (count,), "fold is (N,)"
+        assert self.people is None or self.people.shape == (count, 2), "people are (N, 2)"
         assert 0 <= self.pairs.min() <= self.pairs.max() < self.images, "pairs are image numbers"
 
     def __len__(self) -> int:
@@ -95,6 +100,7 @@ class FacePairs:
             size=size,
             source=f"identities, seed {seed}",
             digest=_digest([labels.tobytes(), pairs.tobytes(), same.tobytes(), fold.tobytes()]),
+            **by_name(labels[pairs]),
         )
 
 
@@ -136,17 +142,42 @@ def read_bin(path: Path, name: str, folds: int, size: int) -> PairSet:
     encoded = list(number)
     places = np.unique(order, return_index=True)[1]  # where each distinct image stands first, for messages
     same = np.array([bool(label) for label in labels], dtype=bool)
+    pairs = np.array(order, dtype=np.int64).reshape(-1, 2)
     return PairSet(
         name=name,
         images=len(encoded),
         load=lambda i, out=None: read(encoded[i], size, f"{path}, image {places[i]}", out),
-        pairs=np.array(order, dtype=np.int64).reshape(-1, 2),
+        pairs=pairs,
         same=same,
         fold=contiguous_folds(len(same), folds),
         size=size,
         source=path.name,
         digest=_digest([same.tobytes(), *(hashlib.sha256(encoded[i]).digest() for i in order)]),
+        people=linked_images(pairs[same], len(encoded))[pairs],
+        people_from="linked images",
     )
+
+
+def linked_images(genuine: np.ndarray, images: int) -> np.ndarray:
+    """(images,) int64, 0 … S−1: images that genuine pairs (G, 2) join, directly or by others, are of one person.
+
+    A file without names tells no more: who has images that no genuine pair joins counts as several people.
+    """
+    person = np.arange(images)
+    while True:  # the smallest number of a neighbour, and of that one's, until nothing changes: a few rounds
+        lower = person.copy()
+        np.minimum.at(lower, genuine[:, 0], person[genuine[:, 1]])
+        np.minimum.at(lower, genuine[:, 1], person[genuine[:, 0]])
+        lower = lower[lower]
+        if (lower == person).all():
+            return np.unique(person, return_inverse=True)[1].astype(np.int64)
+        person = lower
+
+
+def by_name(people: np.ndarray) -> dict[str, Any]:
+    """The fields of a `PairSet` whose people are known, (N, 2) of any numbers or names."""
+    numbers = np.unique(people, return_inverse=True)[1].reshape(people.shape)
+    return {"people": numbers.astype(np.int64), "people_from": "names"}
 
 
 def read_folder(root: Path, pairs_file: Path, name: str, folds: int, size: int) -> PairSet:
@@ -177,6 +208,7 @@ def read_folder(root: Path, pairs_file: Path, name: str, folds: int, size: int) 
         size=size,
         source=pairs_file.name,
         digest=_digest(lines),
+        **by_name(np.array([[person for person, _ in row] for row in rows])),
     )
 
 

@@ -180,7 +180,8 @@ class PairBenchmark:
                 notes[key] = f"zero false accepts, N={impostor.size:,}"
         metrics |= {f"{name}/eer": eer(genuine, impostor), f"{name}/auc": auc(genuine, impostor)}
         stamp = self._stamp(pairset)
-        return PairResult(name, metrics, -distance, same, pairset.fold, stamp, det(genuine, impostor), notes)
+        curve, people = det(genuine, impostor), (pairset.people, pairset.people_from)
+        return PairResult(name, metrics, -distance, same, pairset.fold, stamp, curve, notes, (), *people)
 
     def _stamp(self, pairset: PairSet) -> dict[str, object]:
         groups = {"groups": f"{self.beta:g}·D^{self.gamma:g} of unit vectors"} if self.compares_groups else {}

@@ -74,6 +74,8 @@ class PairResult(Result):
         det: the DET curve.
         notes: beside a number.
         parts: further results.
+        people: (N,2) int64, whose images a pair has; None where nobody knows.
+        people_from: what tells them apart: ``names``, or ``linked images`` where there are none.
     """
 
     name: str
@@ -85,6 +87,8 @@ class PairResult(Result):
     det: Det
     notes: dict[str, str] = field(default_factory=dict)
     parts: tuple[PairResult, ...] = ()
+    people: np.ndarray | None = None
+    people_from: str = ""
 
     @property
     def headline(self) -> float:
@@ -98,7 +102,9 @@ class PairResult(Result):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Scores, kinds and folds of the pairs, and the DET curve."""
+        known = {} if self.people is None else {"people": self.people, "people_from": np.array(self.people_from)}
         return {
+            **known,
             "scores": np.asarray(self.scores),
             "same": np.asarray(self.same, dtype=bool),
             "fold": np.asarray(self.fold),
@@ -172,9 +178,10 @@ def save_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 def save_scores(path: str | os.PathLike[str], result: Result) -> Path:
     """Writes a result without its parts to ``path`` (.npz), whole or not at all.
 
-    Arrays: of pairs ``scores``, ``same``, ``fold``, ``det_threshold``, ``det_fmr``, ``det_fnmr``, of a classification
-    ``labels``, ``predictions``, ``similarities``, ``classes``, of a protocol that counts what it has kept, ``main`` and
-    ``error``; ``name`` and, as JSON text, ``stamp``, ``metrics``, ``notes``.
+    Arrays: of pairs ``scores``, ``same``, ``fold``, ``det_threshold``, ``det_fmr``, ``det_fnmr`` and, where they are
+    known, ``people`` and ``people_from``, of a classification ``labels``, ``predictions``, ``similarities``,
+    ``classes``, of a protocol that counts what it has kept, ``main`` and ``error``; ``name`` and, as JSON text,
+    ``stamp``, ``metrics``, ``notes``.
     """
     path = Path(path)
     arrays: dict[str, Any] = {
@@ -214,7 +221,9 @@ def load_scores(path: str | os.PathLike[str]) -> PairResult:
     """
     curve = [f"det_{key}" for key in Det._fields]
     found = read_arrays(path, ["scores", "same", "fold", *curve])
-    return PairResult(det=Det(*(found.pop(key) for key in curve)), **found)
+    with np.load(path, allow_pickle=False) as file:  # records of older versions say nothing of people
+        known = {"people": file["people"], "people_from": str(file["people_from"])} if "people" in file else {}
+    return PairResult(det=Det(*(found.pop(key) for key in curve)), **found, **known)
 
 
 def load_counted(path: str | os.PathLike[str]) -> CountedResult:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from facelab.benchmark.crops import Crop, images_in
-from facelab.benchmark.pair_files import PairSet
+from facelab.benchmark.pair_files import PairSet, by_name
 from facelab.benchmark.pairs import PairBenchmark
 from facelab.benchmark.scores import PairResult
 from facelab.benchmark.templates import Pooling
@@ -168,6 +168,7 @@ class YouTubeFaces:
             size=self.crop.size,
             source=splits.name,
             digest=hashlib.sha256("".join(lines).encode()).hexdigest(),
+            **by_name(np.array([[video.split("/")[0] for video in row[1:3]] for row in rows])),
         )
         files = [file for video in frames for file in video]
         return VideoPairs(videos, names, files, np.repeat(np.arange(len(names)), [len(v) for v in frames]), self.crop)

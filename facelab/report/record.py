@@ -136,7 +136,7 @@ def read_record(path: Path) -> Record:
     found.sort(key=lambda one: min((order.index(key) for key in one.metrics if key in metrics), default=len(order)))
     return Record(
         path,
-        _read_history(path / "metrics.csv"),
+        read_columns(path / "metrics.csv"),
         metrics,
         [one for one in found if isinstance(one, Scores)],
         [one for one in found if isinstance(one, Named)],
@@ -156,7 +156,8 @@ def _parsed(path: Path, parse: Any) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _read_history(path: Path) -> dict[str, np.ndarray]:
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a metrics.csv, each (rows,) float64, NaN where a cell is empty; none where there is no file."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ from facelab.training.options import TrainerOptions, check_kinds
 from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.progress import Display, console, show_choices, show_result
 from facelab.training.record import History, RunDirectory
-from facelab.training.strategy import keep_memory, launched_rank, strategy
+from facelab.training.strategy import keep_memory, launched_rank, peak_memory, strategy
 from facelab.training.teaching import Teaching, taught
 
 # What a data group says beside the data set itself.
@@ -198,6 +198,7 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
         result = run.module.result
         metrics = _final(run, keeper.reported["step"], result)
         save_all(directory.path / "scores", result)
+        directory.note(peak_memory=peak_memory(run.options.on_gpu))
         directory.finish(metrics)
         picture = report.draw(directory.path)
         copy.publish(metrics, picture)
@@ -257,6 +258,7 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     if options.on_gpu:
         torch.backends.cudnn.benchmark = not options.deterministic
         torch.set_float32_matmul_precision("high")
+        torch.cuda.reset_peak_memory_stats()  # another job of a multirun may have been here
     return pl.Trainer(
         accelerator="gpu" if options.on_gpu else "cpu",
         devices=options.devices,

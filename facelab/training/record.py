@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from facelab.atomic import UNFINISHED, atomic
@@ -164,6 +163,14 @@ class RunDirectory:
             content = {"seed": seed, **extra, "git": _commit(), "versions": _versions(), "starts": starts}
             temporary.write_text(json.dumps(content, indent=2) + "\n")
 
+    def note(self, **facts: Any) -> None:
+        """Adds to what environment.json says of the latest start."""
+        file = self.path / "environment.json"
+        content = json.loads(file.read_text())
+        content["starts"][-1] |= facts
+        with atomic(file) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
     def _take_lock(self) -> None:
         # The kernel drops the lock with the process, however that ends: no stale lock can be left.
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
@@ -190,16 +197,17 @@ class RunDirectory:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys in which two configurations are different experiments, each as 'key: before → now'."""
-    old, new = ({**LATER, **dict(_flat(tree))} for tree in (before, now))
+    old, new = ({**LATER, **dict(flat(tree))} for tree in (before, now))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     differing = [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE)]
     return [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in differing]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -276,6 +284,8 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
+    import torch  # which whoever only reads records can do without
+
     return {
         "host": platform.node(),
         "system": platform.platform(),

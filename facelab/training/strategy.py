@@ -12,6 +12,8 @@ The contract between data parallelism and class shards, stated once:
 
 import ctypes
 import os
+import resource
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
@@ -43,6 +45,14 @@ def keep_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 2**26)
+
+
+def peak_memory(on_gpu: bool) -> int:
+    """Bytes that a run has held at most: on a GPU what torch had given out on it, on a CPU all of the process."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def strategy(world: int) -> Any:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facelab.benchmark.pair_files import FacePairs, contiguous_folds, fit, read_bin, read_folder
+from facelab.benchmark.pair_files import FacePairs, contiguous_folds, fit, linked_images, read_bin, read_folder
 
 
 def picture(number, size=112, width=None):
@@ -157,6 +157,33 @@ def test_all_missing_images_are_counted_and_ten_are_named(tmp_path):
 def test_pairs_files_that_cannot_be_read(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_folder(*write_folder(tmp_path, text, FACES), "x", 2, 112)
+
+
+def test_people_are_told_by_names_and_without_them_by_genuine_pairs(tmp_path):
+    folder = write_folder(
+        tmp_path, "2\t1\nAnna\t1\t2\nAnna\t1\tBo\t1\nCy\t1\t2\nCy\t1\tBo\t1\n",
+        [("Anna", 1, ".png"), ("Anna", 2, ".png"), ("Bo", 1, ".png"), ("Cy", 1, ".png"), ("Cy", 2, ".png")],
+    )  # fmt: skip
+    made = read_folder(*folder, "set", 2, 112)
+    assert made.people.tolist() == [[0, 0], [0, 1], [2, 2], [2, 1]]
+    assert made.people_from == "names"
+    images = [png(picture(number)) for number in (1, 2, 2, 3, 4, 5, 1, 4, 6, 4)]  # 1–2–3 and 4–5 are joined, 6 is not
+    made = read_bin(write_bin(tmp_path / "set.bin", images, [True, True, True, False, False]), "set", 5, 112)
+    assert made.people.tolist() == [[0, 0], [0, 0], [1, 1], [0, 1], [2, 1]]
+    assert made.people_from == "linked images"
+
+
+def test_linked_images_are_connected_components():
+    rng = np.random.default_rng(0)
+    for images, count in ((30, 10), (30, 25), (200, 150)):
+        genuine = rng.integers(images, size=(count, 2))
+        found, groups = linked_images(genuine, images), {i: {i} for i in range(images)}
+        for a, b in genuine:  # one after the other
+            both = groups[a] | groups[b]
+            groups.update(dict.fromkeys(both, both))
+        for i in range(images):
+            assert set(np.flatnonzero(found == found[i])) == groups[i]
+        assert sorted(np.unique(found)) == list(range(found.max() + 1))
 
 
 def test_pairs_of_labelled_faces_hold_only_the_images_that_they_use():

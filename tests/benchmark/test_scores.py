@@ -1,5 +1,6 @@
 """A score file holds the whole result, is written whole or not at all, and runs nothing when read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ def test_round_trip(tmp_path):
     for one, other in zip(after.det, before.det, strict=True):
         np.testing.assert_array_equal(one, other)
     assert [file.name for file in (tmp_path / "scores").iterdir()] == ["lfw.npz"]
+
+
+def test_whose_the_pairs_are_is_kept_where_it_is_known(tmp_path):
+    assert load_scores(save_scores(tmp_path / "none.npz", result())).people is None
+    people = np.arange(80).reshape(40, 2)
+    after = load_scores(save_scores(tmp_path / "some.npz", replace(result(), people=people, people_from="names")))
+    np.testing.assert_array_equal(after.people, people)
+    assert after.people_from == "names"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -102,6 +102,7 @@ def test_record_is_complete(learned):
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     assert environment["seed"] == 1
     assert len(environment["starts"]) == 1
+    assert 2**25 < environment["starts"][0]["peak_memory"] < 2**36, "bytes, of a process with torch in it"
     assert json.loads((where / "metrics.json").read_text()) == metrics
     assert all(isinstance(value, (int, float)) for value in metrics.values())
     scores = load_scores(where / "scores" / "heldout.npz")

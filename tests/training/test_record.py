@@ -217,6 +217,17 @@ def test_the_environment_is_described_at_every_start(tmp_path):
         assert len(content["git"]["commit"]) == 40
 
 
+def test_facts_are_noted_of_the_latest_start(tmp_path):
+    directory = opened(tmp_path)
+    directory.describe(3, {"wandb": "abc"})
+    directory.describe(3, {"wandb": "abc"})
+    directory.note(peak_memory=123)
+    directory.close()
+    content = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert ["peak_memory" in start for start in content["starts"]] == [False, True]
+    assert (content["starts"][1]["peak_memory"], content["wandb"]) == (123, "abc")
+
+
 def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "__file__", str(tmp_path / "a" / "b" / "record.py"))
     assert record._commit() is None
