@@ -84,8 +84,15 @@ def of_run(metrics: Mapping[str, float], folder: Path) -> Exhibit:
 
 
 def read_picture(file: Path) -> np.ndarray:
-    """(H,W,3) uint8, RGB."""
-    return np.ascontiguousarray(cv2.imread(str(file), cv2.IMREAD_COLOR)[..., ::-1])
+    """(H,W,3) uint8, RGB.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{file}: no picture, or a damaged one; take it away, or draw it again")
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -97,7 +104,8 @@ def pixels(figure: Figure) -> np.ndarray:
 
 def _results(record: Record) -> Table:
     """A row for each number, with its spread and what has to be said beside it."""
-    notes = {key: note for one in (*record.scores, *record.named, *record.ranked) for key, note in one.notes.items()}
+    found: tuple[Any, ...] = (*record.scores, *record.named, *record.ranked)
+    notes = {key: note for one in found for key, note in one.notes.items()}
     spreads = tuple(f"_{word}" for word in BESIDE)
     rows = [
         (key, float(value), *(record.metrics.get(f"{key}{spread}") for spread in spreads), notes.get(key, ""))
