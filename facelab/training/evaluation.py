@@ -157,7 +157,8 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         copy.logger = _logger(evaluation, directory)
         directory.start(plain)
         directory.describe(None, {"wandb": copy.version, "input": convention(evaluation.backbone)})
-        show_choices(_choices(evaluation), str(directory.path))
+        show_choices({**_choices(evaluation), **copy.about}, str(directory.path))
+        copy.follow(directory.path / "metrics.csv")  # which an evaluation has not: it begins anew
         began = time.perf_counter()
         rows, embedded = _embeddings(evaluation)
         answers = closed_set.answers(evaluation.benchmark, rows, evaluation.speaks)
@@ -177,8 +178,8 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         }
         save_all(directory.path / "scores", result)
         directory.finish(metrics)
-        picture = report.draw(directory.path)
-        copy.publish(metrics, picture)
+        report.draw(directory.path)
+        copy.publish(metrics, directory.path)
         show_result(metrics, result.all_notes(), str(directory.path))
         return metrics
     except KeyboardInterrupt:

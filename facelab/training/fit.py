@@ -29,7 +29,7 @@ from facelab.training.finite import Diverged
 from facelab.training.groups import GroupSheet, about_head
 from facelab.training.inspection import FILE, about_images, look_at_images, record_of_images
 from facelab.training.keeper import Keeper, Recorder
-from facelab.training.logging import Copy
+from facelab.training.logging import Copy, tags_of
 from facelab.training.module import FaceModule
 from facelab.training.network import about_input, build_backbone, check_learning, convention
 from facelab.training.objective import about_loss, build_loss, class_weights
@@ -183,7 +183,8 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
             history = History(directory.path / "metrics.csv", resumed, progress.validated)
             images = record_of_images(run.data.source, plain["data"]["known"], run.found, run.data.taken)
             directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
-            show_choices(_choices(run), str(directory.path))
+            show_choices({**_choices(run), **copy.about}, str(directory.path))
+            copy.follow(history.path)
         with StopRequest() as stop:
             keeper = _keeper(run, stop)
             recorder = Recorder(history, copy, run.options.log_every)
@@ -200,8 +201,8 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
         save_all(directory.path / "scores", result)
         directory.note(peak_memory=peak_memory(run.options.on_gpu))
         directory.finish(metrics)
-        picture = report.draw(directory.path)
-        copy.publish(metrics, picture)
+        report.draw(directory.path)
+        copy.publish(metrics, directory.path)
         show_result(metrics, result.all_notes(), str(directory.path))
         return metrics
     except Diverged as error:
@@ -286,7 +287,7 @@ def _logger(run: Run) -> Any:
         group=plain["name"],
         job=plain["job"],
         job_type="train",
-        tags=[_kind(plain["loss"]), _kind(plain["backbone"]), _set(plain["data"])],
+        tags=tags_of(plain),
     )
 
 
