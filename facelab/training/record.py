@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from facelab.atomic import UNFINISHED, atomic
@@ -31,6 +30,7 @@ FREE = (
     "name",
     "job",
     "logger",
+    "tune",
     "data.known",
     "data.loader",
     "trainer.accelerator",
@@ -146,8 +146,19 @@ class RunDirectory:
                 )
 
     def metrics(self) -> dict[str, float]:
-        """The final numbers of a finished run."""
-        return json.loads((self.path / "metrics.json").read_text())
+        """The final numbers of a finished run.
+
+        Raises:
+            ValueError: somebody has damaged its file.
+        """
+        file = self.path / "metrics.json"
+        try:
+            metrics = json.loads(file.read_text())
+        except ValueError:
+            metrics = None
+        if not isinstance(metrics, dict):
+            raise ValueError(f"{file} holds no numbers: delete that file, and the run makes its report again")
+        return metrics
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Writes the final numbers, which ends the run."""
@@ -275,6 +286,8 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
+    import torch  # here, so that a sweep which only looks what is finished does not wait for it
+
     return {
         "host": platform.node(),
         "system": platform.platform(),
