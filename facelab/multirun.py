@@ -309,3 +309,7 @@ def _check_processes(points: Sequence[Point], launched: bool) -> None:
             f"{' and '.join(keys)} is swept, and all jobs of one submission get equal machines: split it into a launch "
             f"for each ({launches}), they join the same folder"
         )
+
+
+# Here, so that it is known in every process: steps in which as many images are seen, whatever the batch.
+OmegaConf.register_new_resolver("facelab.steps", lambda images, batch: max(1, round(images / batch)), replace=True)
