@@ -72,7 +72,7 @@ def combinations(
 
     Args:
         params: key → values, as `hydra.sweeper.params` of a file of sweeps/. Under the key `or` it may have other
-            combinations that are tried beside those, `key=values key=values`, several of them with ` or ` between.
+            combinations that are tried beside those, `key=values key=values`, several of them with an `or` between.
         arguments: what was typed, as words; it stands in place of the values of a file.
         loader: Hydra's, which knows the options that a glob stands for.
         tune: what becomes of ranges, as in sweeps/tune.yaml: `trials` of each, or the best one of those in the folder
@@ -83,8 +83,12 @@ def combinations(
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra's scan for plugins remakes it
 
-    grids = [[f"{key}={value}" for key, value in params.items() if key != OR]]
-    grids += [words.split() for words in str(params[OR]).split(f" {OR} ")] if OR in params else []
+    grids = [[f"{key}={value}" for key, value in params.items() if key != OR], *([] for _ in range(OR in params))]
+    for word in str(params.get(OR, "")).split():
+        if word == OR:
+            grids.append([])
+        else:
+            grids[-1].append(word)
     for word in arguments:
         grids = _with_typed(grids, word, OverridesParser.create(config_loader=loader))
     if any(is_range(word) for words in grids for word in words):

@@ -8,6 +8,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import cache, reduce
+from operator import xor
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,43 @@ import yaml
 
 __all__ = ["is_range", "shares", "tried", "tuned"]
 
-DIMENSIONS = 4  # at most so many values are tuned together
+BITS = 30
+# Inner coefficients of a primitive polynomial, and the first numbers of its recurrence, for each dimension (Joe and
+# Kuo, Constructing Sobol Sequences with Better Two-Dimensional Projections, 2008); the first dimension needs none.
+POLYNOMIALS = ((0, (1,) * BITS), (0, (1,)), (1, (1, 3)), (1, (1, 3, 1)))
+SHIFTS = (0x1E3779B9, 0x2B7E1516, 0x243F6A88, 0x05A09E67)  # digits of constants: any numbers do
+DIMENSIONS = len(POLYNOMIALS)  # at most so many values are tuned together
 _RANGE = re.compile(r"([^=]+)=between\(([^,()]+),([^,()]+)(?:,(log|linear))?\)")
 
 
 def shares(trial: int) -> list[float]:
-    """The point of a trial in the unit cube: the additive recurrence ½ + (t+1)·φ^−j, whose points stay evenly spread.
+    """The point of a trial in the unit cube, of a Sobol sequence: of 2^k points in a row each 2^k-th has one.
 
-    φ is the positive root of φ^(d+1) = φ + 1, in d dimensions (Roberts, The Unreasonable Effectiveness of Quasirandom
-    Sequences, 2018). More trials keep the points of fewer.
+    More trials keep the points of fewer. All bits are shifted alike, so that the first point is no corner.
     """
-    root = 1.0
-    for _ in range(64):
-        root = (1 + root) ** (1 / (DIMENSIONS + 1))
-    return [(0.5 + (trial + 1) * root**-place) % 1 for place in range(1, DIMENSIONS + 1)]
+    return [(number ^ shift) / 2**BITS for number, shift in zip(sobol(trial), SHIFTS, strict=True)]
+
+
+def sobol(number: int) -> list[int]:
+    """Point of a Sobol sequence, as `BITS` bits behind the point in each dimension."""
+    gray = number ^ number >> 1
+    return [
+        reduce(xor, (direction for place, direction in enumerate(_directions(*of)) if gray >> place & 1), 0)
+        for of in POLYNOMIALS
+    ]
+
+
+@cache
+def _directions(coefficients: int, first: tuple[int, ...]) -> list[int]:
+    """What each bit of a point's number adds: a recurrence by a primitive polynomial (Bratley and Fox, 1988)."""
+    degree, found = len(first), list(first)
+    for place in range(degree, BITS):
+        new = found[place - degree] ^ found[place - degree] << degree
+        for back in range(1, degree):
+            if coefficients >> (degree - 1 - back) & 1:
+                new ^= found[place - back] << back
+        found.append(new)
+    return [number << (BITS - 1 - place) for place, number in enumerate(found)]
 
 
 def is_range(word: str) -> bool:

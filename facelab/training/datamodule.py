@@ -76,12 +76,12 @@ class FaceData(pl.LightningDataModule):
         progress: where the run stands; the loader starts there.
         transforms: what processes do to each image before it goes to the device; None: threads load it as it is.
         sampler: makes the plan of (labels, batch_size, seed).
-        others: a data set whose people are reported on, where the benchmark has no pairs of its own; None: those held out.
+        others: a data set whose people are reported on, where the benchmark has no pairs; None: those held out.
 
     Raises:
-        ValueError: where the report is asked for of both a benchmark's path and other people, or of images to be named; the batch is larger than the data, the processes are more than the identities, too few
-            identities can be held out, there are no such images to train on as were chosen, or the sampler cannot make
-            a batch of them.
+        ValueError: where the batch is larger than the data, the processes are more than the identities, too few
+            identities can be held out, there are no such images to train on as were chosen, the sampler cannot make a
+            batch of them, or both the benchmark and `others` are to be reported on.
         FileNotFoundError: where the benchmark's files are missing.
     """
 
