@@ -68,12 +68,12 @@ def test_a_file_says_what_it_asks_what_is_known_and_how_many_points_it_has(path,
 def test_every_sweep_composes(loader):
     """A point for each combination of keys, and each loss of sweeps/tune: test_config.py composes every option."""
     seen = set()
-    for path in FILES:
+    for path in (path for path in FILES if path.stem != "tuned"):
         given = [f"sweeps={path.stem}", "job=x", *(TEACHER if path.stem in ("askd", "distillers") else [])]
         given += ["data.root=x", "benchmark.path=x"] if path.stem == "askd" else []
         for point in points_of(path, loader, trials=1):
             what = (path.stem, *(word.split("=")[0] for word in point), point[0] if path.stem == "tune" else "")
-            if what in seen or path.stem == "tuned":
+            if what in seen:
                 continue
             seen.add(what)
             plain = plain_values(hydra.compose("config", [*given, *point]))
