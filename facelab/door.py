@@ -8,11 +8,8 @@ import hashlib
 import os
 import re
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +26,8 @@ try:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-    from facelab.multirun import Failed, JobFailed, Look, Stopped, Sweep, launches_processes, swept_keys
+    from facelab.job import Job, writes
+    from facelab.multirun import Failed, Look, Stopped, Sweep, swept_keys
 except KeyboardInterrupt:  # these take a third of a second, and nobody else is there yet to say it in one line
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
@@ -75,7 +73,8 @@ def open_door(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     folder = str(configuration_folder())
     sys.argv[1:] = [_quoted(_grouped(word, folder)) for word in sys.argv[1:]]
-    job = _Job(task, look, config_name, program)
+    explain = partial(_explain, folder=folder, config_name=config_name, program=program)
+    job = Job(task, look, explain, program)
     try:
         _check_flags(program)
         Plugins.instance().class_name_to_class[HYDRAS_SWEEPER] = Sweep
@@ -92,7 +91,7 @@ def open_door(
     except Exception as error:
         if os.environ.get("FACELAB_TRACEBACK"):
             raise
-        line = str(error) if isinstance(error, Failed) else _explain(error, folder, config_name, program)
+        line = str(error) if isinstance(error, Failed) else explain(error)
         if line is None:
             raise
         # Before it calls a job, Hydra makes its folder.
@@ -100,67 +99,8 @@ def open_door(
             reason = f"cannot be made ({error.strerror}): give another place with out=FOLDER"
             line = f"run directory {error.filename} {reason}"
         if type(error).__name__ == "Interrupted":
-            _end(line if _writes() else "", 130)
+            _end(line if writes() else "", 130)
         _end(line, 1)
-
-
-class _Job:
-    """The task, with its errors kept for us: Hydra would add two lines of its own to each. A launcher may pickle it."""
-
-    def __init__(
-        self,
-        task: Callable[[DictConfig], Any],
-        look: Callable[[DictConfig, Path], Look] | None,
-        config_name: str,
-        program: str,
-    ):
-        self.task, self.look, self.config_name, self.program = task, look, config_name, program
-        self.failed: list[Exception] = []
-        self.reached: list[DictConfig] = []
-
-    def __call__(self, config: DictConfig) -> Any:
-        self.reached.append(config)
-        several = HydraConfig.get().mode == RunMode.MULTIRUN
-        try:
-            return self.task(config)
-        except BaseException as error:
-            if several and isinstance(error, SystemExit) and not error.code:
-                return None
-            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
-            if several and type(error).__name__ == "Interrupted" and not launches_processes(HydraConfig.get()):
-                raise Stopped(str(error)) from error  # whoever pressed Ctrl-C does not want the next job to begin
-            if several and isinstance(error, (Exception, SystemExit)) and type(error).__name__ != "Interrupted":
-                raise self._failure(error) from error
-            if several or not isinstance(error, Exception):
-                raise
-            self.failed.append(error)
-
-    def _failure(self, error: BaseException) -> JobFailed:
-        """The error of one job among several, as one line; all of it is written to the job's log."""
-        hydra_config = HydraConfig.get()
-        line = None
-        if isinstance(error, Exception):
-            line = _explain(error, str(configuration_folder()), self.config_name, self.program)
-        reason = line or " ".join(f"{type(error).__name__}: {error}".split())
-        log = OmegaConf.select(hydra_config, "job_logging.handlers.file.filename")
-        words = " ".join(hydra_config.overrides.task)
-        try:
-            Path(log).parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {self.program} {words}\n")
-                file.writelines(traceback.format_exception(error))
-        except (OSError, TypeError):  # a full disk; no such file in the configuration
-            log = None
-        if "torch" not in sys.modules or _writes():  # else a job that failed early would wait for it
-            print(f"facelab: {Path(hydra_config.runtime.output_dir).name}: {reason}", file=sys.stderr, flush=True)
-        return JobFailed(reason, log)
-
-
-def _writes() -> bool:
-    """Whether this process is the first of its run: the others stop with it, and need not say so as well."""
-    from facelab.training.strategy import launched_rank  # there already, since training was interrupted
-
-    return launched_rank() == 0
 
 
 def _check_flags(program: str) -> None:
@@ -212,15 +152,6 @@ def _quoted(word: str) -> str:
         escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
         return f"{key}='{escaped}'"
     return word
-
-
-def _remove_empty(folder: Path) -> None:
-    """Hydra has made the job's folder, and perhaps the one of its name: where nothing came to lie in them, they go."""
-    here = Path.cwd()
-    for made in (folder, folder.parent):
-        if made != here and made not in here.parents:  # which Hydra has not made, empty or not
-            with suppress(OSError):
-                made.rmdir()
 
 
 def _end(line: str, code: int) -> NoReturn:
@@ -334,8 +265,16 @@ def _job_name(*, _root_: DictConfig) -> str:
             kept.append(f"~{key}")
         elif key in swept or _before(str(config.job.config_name), before, key) != override.value():
             kept.append(_named(override))
-    # Options of groups before values: a name that is cut short still says which loss and which network.
-    kept.sort(key=lambda choice: (not choice.startswith("checkpoint="), "." in choice.split("=")[0], choice))
+    # What is swept over, then options of groups, then values: a name that is cut short still says what differs.
+    first = {key.replace("/", ".") for key in swept}
+    kept.sort(
+        key=lambda word: (
+            not word.startswith("checkpoint="),
+            (key := word.split("=")[0]) not in first,
+            "." in key,
+            word,
+        )
+    )
     name = ",".join(kept).removeprefix("checkpoint=") or "defaults"
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -214,6 +214,8 @@ class Sweep(Sweeper):
             )
 
     def _points(self, arguments: list[str]) -> list[Point]:
+        assert self.hydra_context is not None
+        assert self.config is not None
         loader = self.hydra_context.config_loader
         points = []
         tune = OmegaConf.select(self.config, "tune")
@@ -227,6 +229,7 @@ class Sweep(Sweeper):
 
     def _launch(self, points: Sequence[Point]) -> list[str]:
         """Has the jobs run; gives a line for each that failed."""
+        assert self.launcher is not None
         failed: list[str] = []
         size = self.max_batch_size or max(1, len(points))
         for first in range(0, len(points), size):
@@ -287,7 +290,7 @@ def _shown(path: str) -> str:
 
 def _check_places(points: Sequence[Point], place: str) -> None:
     name, count = Counter(point.name for point in points).most_common(1)[0]
-    if count > 1:
+    if count > 1 and name != ".":  # facelab.prepare has no run directories
         raise ValueError(
             f"{count:,} of the {len(points):,} jobs would share the run directory {place}/{name}: leave job=… out, "
             "then each is named by what differs, and sweep over nothing that changes no result"
