@@ -304,9 +304,8 @@ def _check_processes(points: Sequence[Point], launched: bool) -> None:
         if not launched and prod(number for _, number in of_point) > 1:
             raise ValueError(
                 f"{' × '.join(key for key, _ in of_point)} is {prod(number for _, number in of_point)}, and in a "
-                "multirun every further process would start a multirun of its own: use a launcher that starts a job's "
-                "processes (hydra/launcher=submitit_local here, hydra/launcher=slurm on a cluster), or run point by "
-                "point"
+                "multirun every further process would start a multirun of its own: have submitit start them "
+                "(hydra/launcher=local on this machine, hydra/launcher=slurm on a cluster), or run point by point"
             )
     if len(asked) > 1:
         keys = [key for key in dict(min(asked)) if len({dict(of_point)[key] for of_point in asked}) > 1]
