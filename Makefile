@@ -51,6 +51,7 @@ bench: $(READY) ## measure loader, training step and start-up; results go to ben
 	@$(RUN) benchmarks/train_step.py --backbones tiny --precisions bf16 --ours both prelu memory none --batch 128
 	@$(RUN) benchmarks/distillers.py
 	@$(RUN) benchmarks/startup.py
+	@$(RUN) benchmarks/sweep.py
 	@$(RUN) benchmarks/epoch_start.py
 
 margins: $(READY) ## draw what the margins of conf/loss do: docs/margins.png

@@ -41,7 +41,7 @@ from facelab.training.strategy import keep_memory, launched_rank, peak_memory, s
 from facelab.training.teaching import Teaching, taught
 
 # What a data group says beside the data set itself.
-COMMON = ("known", "inspect", "holdout", "take", "augment", "degrade", "sampler", "albumentations", "loader")
+COMMON = ("known", "inspect", "holdout", "report", "take", "augment", "degrade", "sampler", "albumentations", "loader")
 
 
 @dataclass
@@ -129,6 +129,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         progress,
         None if config.data.albumentations is None else Albumentations(plain["data"]["albumentations"]),
         instantiate(config.data.sampler, _partial_=True),
+        None if config.data.report is None else instantiate(config.data.report),
     )
 
     # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.

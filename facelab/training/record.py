@@ -30,6 +30,7 @@ FREE = (
     "name",
     "job",
     "logger",
+    "tune",
     "data.known",
     "data.loader",
     "embeddings",
@@ -146,8 +147,19 @@ class RunDirectory:
                 )
 
     def metrics(self) -> dict[str, float]:
-        """The final numbers of a finished run."""
-        return json.loads((self.path / "metrics.json").read_text())
+        """The final numbers of a finished run.
+
+        Raises:
+            ValueError: somebody has damaged its file.
+        """
+        file = self.path / "metrics.json"
+        try:
+            metrics = json.loads(file.read_text())
+        except ValueError:
+            metrics = None
+        if not isinstance(metrics, dict):
+            raise ValueError(f"{file} holds no numbers: delete that file, and the run makes its report again")
+        return metrics
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Writes the final numbers, which ends the run."""
