@@ -57,7 +57,6 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str)
     """
     # Hydra's own one-line errors name neither the nearest option nor the mend; ours need the exceptions themselves.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)
     folder = str(configuration_folder())
     sys.argv[1:] = [_quoted(_grouped(word, folder)) for word in sys.argv[1:]]
     failed: list[Exception] = []
@@ -320,3 +319,7 @@ def _spoken_checkpoint(path: Path) -> str:
     folder = path.expanduser().absolute().parent
     above = [folder.parent.parent.name, folder.parent.name] if folder.name == "checkpoints" else [folder.name]
     return "_".join([*above, path.stem])
+
+
+# A launcher's process opens no door: it finds the resolver because the job, when it is unpickled, asks for this module.
+OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)

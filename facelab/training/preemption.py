@@ -1,6 +1,18 @@
-"""Stopping well: a signal asks, the run answers at the end of the batch."""
+"""Stopping well: a signal asks, the run answers at the end of the batch; on a cluster it is then queued again.
 
+How a cluster warns, and who queues the job again:
+
+* Launched by submitit (`hydra/launcher=slurm`, `local`): SIGUSR2, or what SUBMITIT_PREEMPT_SIGNAL names, some time
+  before the time limit. Submitit's own handler would queue the job again at once, without a checkpoint; here it is
+  called when the checkpoint is saved.
+* Submitted by hand (slurm/train.sbatch): SIGUSR1, passed on by the script, which queues its job again.
+* A preempted or requeued job: SIGTERM, and SIGKILL some seconds later (KillWait). Slurm itself queues it again, or not
+  (`scancel`); so the run saves and ends.
+"""
+
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,19 +22,32 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While this context is open, SIGINT (Ctrl-C) and SIGTERM only set `received`; a second one stops at once.
+    """While this context is open, SIGINT (Ctrl-C), SIGTERM and a cluster's warnings only set `received`.
 
-    What the second one raises is no KeyboardInterrupt: Lightning would end the process on that, without a word.
+    A second one stops at once; but not in a Slurm job, where srun, the script and Slurm all pass the same one on. What
+    it raises is no KeyboardInterrupt: Lightning would end the process on that, without a word.
 
     Nothing is saved inside a signal handler: it may have interrupted anything, the checkpoint's own writing included.
+
+    Attributes:
+        received: name of the first signal; or that another rank had one.
+        warned: whether submitit's signal was among them: the job is to be queued again by it.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.warned = False
+        self._submitit = _submitits_signal()
+        self._in_slurm = "SLURM_JOB_ID" in os.environ
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = {signal.SIGINT, signal.SIGTERM}
+        if self._in_slurm:
+            numbers.add(signal.SIGUSR1)
+        if self._submitit is not None:
+            numbers.add(self._submitit)
+        for number in numbers:
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -32,10 +57,50 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def take_back(self) -> None:
+        """Handles SIGTERM alone again, after Lightning has put a handler of its own before this one.
+
+        Lightning's calls a collective inside the handler, and ends a run of several ranks without a checkpoint.
+        """
+        if signal.SIGTERM in self._before:
+            signal.signal(signal.SIGTERM, self._note)
+
+    def hear(self, received: bool, warned: bool) -> None:
+        """What any rank has received counts on all."""
+        if received and self.received is None:
+            self.received = "a signal to another rank"
+        self.warned = self.warned or warned
+
+    def queue_again(self) -> None:
+        """Under submitit, ends this process without a result, and has the job queued again where it was warned.
+
+        A result, an error included, would be the end of the job for who waits for it. Elsewhere nothing happens.
+
+        Raises:
+            SystemExit: in every job of submitit that SIGTERM or its signal has stopped.
+            Exception: submitit's own, where the job may not be queued again.
+        """
+        if self._submitit is None or self.received in (None, "SIGINT"):
+            return
+        handler: Callable[[int, FrameType | None], None] | Any = self._before.get(self._submitit)
+        if self.warned and callable(handler):
+            handler(self._submitit, None)  # on rank 0 it raises SystemExit; on others it does nothing
+        raise SystemExit(0)  # not a failure, on which srun might kill rank 0 before it has done that
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        again = self.received is not None and not (self._in_slurm and number != signal.SIGINT)
+        if again:
             raise Interrupted(
                 "stopped at once by a second signal, without saving; the same command, started again, goes on from the "
                 "last checkpoint"
             )
-        self.received = signal.Signals(number).name
+        self.warned = self.warned or number == self._submitit
+        self.received = self.received or signal.Signals(number).name
+
+
+def _submitits_signal() -> int | None:
+    """By which submitit warns the jobs that it has launched; None elsewhere."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    name = os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
+    return getattr(signal, f"SIG{name}", None)

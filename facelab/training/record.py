@@ -159,7 +159,8 @@ class RunDirectory:
         """Writes environment.json: versions, machine, git commit, seed, and one line for every start."""
         file = self.path / "environment.json"
         starts = json.loads(file.read_text())["starts"] if file.is_file() else []
-        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": _command(), **_machine()})
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        starts.append({"time": now, "command": _command(), **_machine(), "slurm": slurm_job()})
         with atomic(file) as temporary:
             content = {"seed": seed, **extra, "git": _commit(), "versions": _versions(), "starts": starts}
             temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -168,7 +169,11 @@ class RunDirectory:
         # The kernel drops the lock with the process, however that ends: no stale lock can be left.
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # perhaps by facelab.status, which looks for a moment whether it is held
+                time.sleep(0.2)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
             raise ValueError(
@@ -283,6 +288,12 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def slurm_job() -> str | None:
+    """The id of the Slurm job that this process is in, of an array with the number in it: 123 or 123_4."""
+    array, number = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID")
 
 
 def _commit() -> dict[str, Any] | None:
