@@ -1,6 +1,7 @@
-"""How the jobs of a sweep stand: `python -m facelab.status runs/losses`; reads run directories, and asks Slurm if it is there.
+"""How the jobs of a sweep stand: `python -m facelab.status runs/losses`.
 
-Nothing heavy is imported here: it must answer at once, on a login node.
+It reads run directories, and asks Slurm where there is one. Nothing heavy is imported here: it must answer at once, on
+a login node.
 """
 
 import argparse
@@ -29,7 +30,9 @@ TAIL = 65_536  # bytes that are read of the end of a file
 FRESH = 600  # seconds since its last row in which a run on another machine passes for running
 ANSWER = 10  # seconds for Slurm to answer
 SHARES = ("accuracy", "tar@", "tpir@", "eer", "auc", "/top", "/rank", "/map", "fnmr@", "fnir@")
-ERROR = re.compile(r"^(facelab: .+|[A-Za-z_][\w.]*(?:Error|Exception|Failed|Diverged)\b.*|slurmstepd: error: .+)")
+ERROR = re.compile(
+    r"^(facelab: .+|[A-Za-z_][\w.]*(?:Error|Exception|Failed|Diverged)\b.*|slurmstepd.*(?:TIME LIMIT|NODE FAIL|oom).*)"
+)
 # Endings of which Slurm knows the reason, and the process did not live to tell it.
 ENDINGS = {
     "TIMEOUT": "ended by its time limit",
@@ -78,7 +81,7 @@ class Slurm:
         return cls({job: (state, reason) for job, state, reason in words})
 
     def endings(self, jobs: Sequence[str]) -> dict[str, str]:
-        """id → how a job ended, where there is accounting and it is one of `ENDINGS`."""
+        """By id how a job ended, where there is accounting and it is one of `ENDINGS`."""
         if not jobs or shutil.which("sacct") is None:
             return {}
         lines = (_output(["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(jobs)]) or "").splitlines()
@@ -127,7 +130,7 @@ class Submitted:
 
 
 def _submitted(folder: Path) -> dict[str, Submitted]:
-    """id → what was submitted for a sweep, by submitit or by slurm/sweep.sbatch."""
+    """By id what was submitted for a sweep, by submitit or by slurm/sweep.sbatch."""
     found = {}
     for job in (folder / ".submitit").glob("[0-9]*"):
         found[job.name] = Submitted(None, job / f"{job.name}_0_log.err")

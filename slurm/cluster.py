@@ -1,9 +1,9 @@
 """A Slurm cluster of one machine, for as long as a command runs: `python slurm/cluster.py pytest tests/slurm`.
 
-Its configuration, keys, logs and state lie in a temporary folder, its daemons listen at ports of their own: a Slurm that
-this machine may have besides is not touched. The command finds the cluster by SLURM_CONF, as all Slurm's programs do.
-Needs root, and slurm-wlm and munge of Debian, which are installed where there is apt; without them the command is not
-run, and that is said. However the command ends, the cluster is taken down.
+Its configuration, keys, logs and state lie in a temporary folder, and its daemons listen at ports of their own: a Slurm
+that this machine may have besides is not touched. The command finds the cluster by SLURM_CONF, as all Slurm's programs
+do. Needs root, and slurm-wlm and munge of Debian, which are installed where there is apt; without them the command is
+not run, and that is said. However the command ends, the cluster is taken down.
 """
 
 import os
@@ -22,7 +22,7 @@ PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wl
 CPUS = 8  # that the node says it has: the tests' jobs mostly wait
 PATIENCE = 60  # seconds for the node to be ready
 
-# Killed jobs wait 5 seconds in place of 30 (KillWait), and are queued again after 10 in place of 120 (cred_expire).
+# Jobs have 15 seconds in place of 30 to end (KillWait), and are queued again after 10 in place of 120 (cred_expire).
 CONFIGURATION = """\
 ClusterName=facelab
 SlurmctldHost=localhost(127.0.0.1)
@@ -47,7 +47,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MailProg=/bin/true
 ReturnToService=2
-KillWait=5
+KillWait=15
 MinJobAge=3600
 SlurmdParameters=config_overrides
 NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import hydra
@@ -56,14 +57,17 @@ TINY = [
 LONG = [f"trainer.max_steps={STEPS}", "trainer.epochs=20", "trainer.batch_size=8", "trainer.validate_every=3"]
 RANKS = [*LONG, "backbone.dropout=0", "trainer.devices=2", "optimizer.clip_norm=0.5"]
 SIZES = (8, 12, 14)
+LONGER = ["hydra.launcher.timeout_min=60", "+data.augment.seconds=1", "+data.augment.frozen=true"]
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
 SBATCH = ["--gpus-per-node=0", "--cpus-per-task=1"]
-# Slurm looks at the limits every 30 seconds: it warns between 30 and 60 seconds after the start.
-LIMIT, WARNING = 2, 60
+WARNING = 120  # seconds before the limit; Slurm looks at the limits every 30
 
 
 def steady(seconds, frozen=False):
     return [f"+data.augment.seconds={seconds}", f"+data.augment.frozen={str(frozen).lower()}"]
+
+
+LAUNCHED = []  # commands that would wait for ever where a test has failed and the cluster is gone
 
 
 def surroundings():
@@ -79,7 +83,9 @@ def multirun(folder, *words):
     """A command that waits for its jobs."""
     with open(folder / f"{words[0]}.log", "w") as log:
         command = [sys.executable, "-m", "facelab.train", "-m", *words, *TINY, *LAUNCHER]
-        return subprocess.Popen(command, cwd=folder, env=surroundings(), stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=folder, env=surroundings(), stdout=log, stderr=log)
+    LAUNCHED.append(process)
+    return process
 
 
 def submit(folder, *words):
@@ -130,39 +136,75 @@ def starts(run):
     return json.loads((run / "environment.json").read_text())["starts"]
 
 
+def shorten(folder, job):
+    """Brings the time limit so near that Slurm warns the job when it looks next."""
+    ran = submit(folder, "squeue", "-h", "-j", job, "-o", "%M").strip().split(":")
+    submit(folder, "scontrol", "update", f"JobId={job}", f"TimeLimit={int(ran[-2]) + 2}")
+    state = ["squeue", "-h", "-j", job, "-o", "%T"]
+    wait_for(lambda: submit(folder, *state).strip() == "PENDING", f"job {job} is queued again", 120)
+    submit(folder, "scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+
+def trains(run, start, steps=4):
+    """Waits until a start has done some steps; gives the id of its job."""
+
+    def does():
+        there = (run / "environment.json").is_file() and starts(run)
+        return there and len(there) == start and len(history(run)) >= start * steps
+
+    wait_for(does, f"start {start} of {run.name} trains", 300)
+    return starts(run)[-1]["slurm"]
+
+
+def disturb(folder, run):
+    """Has a job queued again at its first start, and at its second one lets it reach its limit."""
+    submit(folder, "scontrol", "requeue", trains(run, 1))
+    shorten(folder, trains(run, 2))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobody_waits():
+    yield
+    for process in LAUNCHED:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     """The folder in which all have ended; with what was seen of them while they ran."""
     folder = tmp_path_factory.mktemp("jobs")
-    sys.path.insert(0, str(Path(__file__).parent))
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.chdir(folder)
     runs = folder / "runs"
-    limit = [f"hydra.launcher.timeout_min={LIMIT}", f"hydra.launcher.signal_delay_s={WARNING}"]
-    ranks = multirun(folder, "name=ranks", "job=two", *RANKS, *limit, *steady(1, frozen=True))
-    slurm = [*SBATCH, f"--time={LIMIT}", f"--signal=B:USR1@{WARNING}", "--parsable"]
-    hand = [*TINY, *LONG, "name=hand", "job=disturbed", *steady(1)]
-    disturbed = submit(folder, "sbatch", *slurm, str(ROOT / "slurm" / "train.sbatch"), *hand).strip()
-    sizes = ",".join(map(str, (*SIZES, 100_000)))
-    swept = [f"trainer.batch_size={sizes}", "job='b${trainer.batch_size}'", "trainer.max_steps=4", *steady(0)]
-    array = multirun(folder, "name=array", *swept)
-    script = ["bash", str(ROOT / "slurm" / "sweep.sbatch"), *SBATCH]
-    submit(folder, *script, *TINY, "name=by_hand", "job='s${seed}'", "seed=1,2", "trainer.max_steps=2", *steady(0))
-    seen = {"queued": status.look([runs / "by_hand"], status.Slurm.ask())}
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(Path(__file__).parent))
+        ranks = multirun(folder, "name=ranks", "job=two", *RANKS, f"hydra.launcher.signal_delay_s={WARNING}", *LONGER)
+        hand = [*TINY, *LONG, "name=hand", "job=disturbed", *steady(1)]
+        script = str(ROOT / "slurm" / "train.sbatch")
+        submit(folder, "sbatch", *SBATCH, "--time=60", f"--signal=B:USR1@{WARNING}", script, *hand)
+        of_hand = threads.submit(disturb, folder, runs / "hand" / "disturbed")
+        of_ranks = threads.submit(lambda: shorten(folder, trains(runs / "ranks" / "two", 1)))
+        trains(runs / "hand" / "disturbed", 1)
 
-    wait_for(lambda: len(history(runs / "hand" / "disturbed")) >= 5, "the first job begins to train", 150)
-    submit(folder, "scontrol", "requeue", disturbed)
-    expected = {size: alone(folder / "alone" / str(size), *swept[1:], f"trainer.batch_size={size}") for size in SIZES}
-    alone(folder / "alone" / "undisturbed", *hand[len(TINY) :], "data.augment.seconds=0")
-    alone(folder / "alone" / "one", *RANKS, *steady(0, frozen=True))
-    codes = {"array": array.wait(300), "ranks": ranks.wait(300)}
-    wait_for(lambda: (runs / "hand" / "disturbed" / "metrics.json").is_file(), "the disturbed job ends")
-    wait_for(
-        lambda: all((runs / "by_hand" / f"s{seed}" / "metrics.json").is_file() for seed in (1, 2)), "the points end"
-    )
-    yield folder, expected, codes, seen
-    monkeypatch.undo()
-    sys.path.remove(str(Path(__file__).parent))
+        sizes = ",".join(map(str, (*SIZES, 100_000)))
+        swept = [f"trainer.batch_size={sizes}", "job='b${trainer.batch_size}'", "trainer.max_steps=4", *steady(0)]
+        array = multirun(folder, "name=array", *swept)
+        script = str(ROOT / "slurm" / "sweep.sbatch")
+        points = ["name=by_hand", "job='s${seed}'", "seed=1,2", "trainer.max_steps=2", *steady(0)]
+        submit(folder, "bash", script, *SBATCH, *TINY, *points)
+        seen = status.look([runs / "by_hand"], status.Slurm.ask())
+
+        expected = {
+            size: alone(folder / "alone" / str(size), *swept[2:], f"trainer.batch_size={size}") for size in SIZES
+        }
+        alone(folder / "alone" / "undisturbed", *LONG, *steady(0))
+        alone(folder / "alone" / "one", *RANKS, *steady(0, frozen=True))
+        of_hand.result()
+        of_ranks.result()
+        codes = {"array": array.wait(300), "ranks": ranks.wait(300)}
+        for run in ("hand/disturbed", "by_hand/s1", "by_hand/s2"):
+            wait_for((runs / run / "metrics.json").is_file, f"{run} ends")
+        yield folder, expected, codes, seen
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -216,8 +258,8 @@ def test_requeued_and_warned_it_ends_as_undisturbed_bit_for_bit(jobs):
 
 def test_a_sweep_by_hand_is_an_array_that_nobody_waits_for(jobs):
     folder, _, _, seen = jobs
-    assert {row.name for row in seen["queued"]} == {"s1", "s2"}
-    assert {row.state for row in seen["queued"]} <= {"queued", "running"}
+    assert {row.name for row in seen} == {"s1", "s2"}
+    assert {row.state for row in seen} <= {"queued", "running"}
     rows = status.look([folder / "runs" / "by_hand"], status.Slurm.ask())
     assert [(row.name, row.state) for row in rows] == [("s1", "done"), ("s2", "done")]
     ids = [starts(folder / "runs" / "by_hand" / name)[0]["slurm"] for name in ("s1", "s2")]
