@@ -22,7 +22,7 @@ PROGRAMS = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wl
 CPUS = 8  # that the node says it has: the tests' jobs mostly wait
 PATIENCE = 60  # seconds for the node to be ready
 
-# Jobs have 15 seconds in place of 30 to end (KillWait), and are queued again after 10 in place of 120 (cred_expire).
+# Jobs are queued again after 10 seconds in place of 120 (cred_expire), and have two minutes beyond their limit.
 CONFIGURATION = """\
 ClusterName=facelab
 SlurmctldHost=localhost(127.0.0.1)
@@ -47,7 +47,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MailProg=/bin/true
 ReturnToService=2
-KillWait=15
+OverTimeLimit=2
 MinJobAge=3600
 SlurmdParameters=config_overrides
 NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN

@@ -12,6 +12,7 @@ from facelab.status import Slurm, look, table
 from facelab.training.record import RunDirectory
 
 CONFIG = {"trainer": {"epochs": 4, "max_steps": None, "batch_size": 100}}
+HERE = os.uname().nodename
 HEADER = "step,images,epoch,lr,train/loss,images_per_s,seconds,val/accuracy"
 ROWS = ["10,1000,0.5,0.1,3.0,200,5,", "20,2000,1.0,0.1,2.0,400,10,", "20,2000,1.0,,,,10,0.75"]
 
@@ -22,7 +23,7 @@ def sweep(tmp_path, monkeypatch):
     return tmp_path / "runs" / "losses"
 
 
-def made(sweep, name, rows=(), job=None, host=os.uname().nodename, config=CONFIG):
+def made(sweep, name, rows=(), job=None, host=HERE, config=CONFIG):
     run = sweep / name
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config))

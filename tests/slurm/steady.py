@@ -4,21 +4,22 @@ import time
 
 from torch import Tensor, nn
 
+from facelab.data.augment import Augment
 from facelab.training.module import FaceModule
 
 
-class Steady(nn.Module):
-    """Images as they are, some time later.
+class Steady(Augment):
+    """Changes images as Augment does, some time later.
 
     Args:
+        mirror: as of Augment.
+        crop: the same.
         seconds: that every step takes.
         frozen: whether batch norms know nothing of the batch, of which every rank sees another part.
     """
 
-    draws = 0
-
-    def __init__(self, seconds: float, frozen: bool):
-        super().__init__()
+    def __init__(self, mirror: float, crop: int, seconds: float, frozen: bool):
+        super().__init__(mirror, crop)
         self.seconds = seconds
         if frozen:
             FaceModule.configure_model = _with_frozen_norms(FaceModule.configure_model)
@@ -26,7 +27,7 @@ class Steady(nn.Module):
 
     def forward(self, images: Tensor, draws: Tensor) -> Tensor:
         time.sleep(self.seconds)
-        return images
+        return super().forward(images, draws)
 
 
 def _with_frozen_norms(configure):

@@ -17,9 +17,8 @@ def submit(tmp_path):
     """Calls the script from another folder, with an sbatch that only writes down what it was told."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    (programs / "sbatch").write_text(
-        '#!/bin/sh\necho "$FACELAB_POINTS" > sbatch.txt\nfor word; do echo "$word" >> sbatch.txt; done\necho "41;main"\n'
-    )
+    lines = ["#!/bin/sh", 'printf "%s\\n" "$FACELAB_POINTS" "$@" > sbatch.txt', 'echo "41;main"', ""]
+    (programs / "sbatch").write_text("\n".join(lines))
     (programs / "sbatch").chmod(0o755)
     (programs / "python").symlink_to(sys.executable)
 
@@ -38,13 +37,13 @@ def test_points_are_those_of_a_multirun_less_the_finished_ones(submit, tmp_path)
     done = tmp_path / "runs" / "long_tail" / "loss=adaface_by_class,seed=2,data.root=a_b"
     done.mkdir(parents=True)
     (done / "metrics.json").write_text(json.dumps({}))
-    words = ["--partition=gpu", "sweeps=long_tail", "seed=1,2", "data.root='a b'", "+data.x=[1,2]"]
-    told = submit("--time=1:00:00", *words[:1], "sweeps=long_tail", "seed=1,2", "data=casia", "data.root='a b'")
+    options = ["--time=1:00:00", "--partition=gpu"]
+    told = submit(*options, "sweeps=long_tail", "seed=1,2", "data=casia", "data.root='a b'")
     assert told.returncode == 0, told.stderr
     assert "submitted" in told.stdout
     points, *given = (tmp_path / "sbatch.txt").read_text().splitlines()
     assert (Path(points).parent, Path(points).suffix) == (Path("runs/long_tail/.slurm"), ".points")
-    assert {"--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--partition=gpu", "--time=1:00:00"} <= set(given)
+    assert {"--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", *options} <= set(given)
     lines = [line.split("\t") for line in (tmp_path / points).read_text().splitlines()]
     assert f"--array=0-{len(lines) - 1}%32" in given
     assert given[-1] == str(SCRIPT)

@@ -15,6 +15,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
@@ -51,11 +52,10 @@ TINY = [
     "trainer.accumulate=1",
     "trainer.log_every=1",
     "trainer.progress=false",
-    "data/augment=none",
     "data.augment._target_=steady.Steady",
 ]
 LONG = [f"trainer.max_steps={STEPS}", "trainer.epochs=20", "trainer.batch_size=8", "trainer.validate_every=3"]
-RANKS = [*LONG, "backbone.dropout=0", "trainer.devices=2", "optimizer.clip_norm=0.5"]
+RANKS = [*LONG, "backbone.dropout=0", "trainer.devices=2", "optimizer.lr=0.01", "loss.scale=16"]
 SIZES = (8, 12, 14)
 LONGER = ["hydra.launcher.timeout_min=60", "+data.augment.seconds=1", "+data.augment.frozen=true"]
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
@@ -105,7 +105,7 @@ def alone(where, *words):
         return fit.train(config, OmegaConf.to_container(config, resolve=True), where, one_process=False)
 
 
-def wait_for(found, what, seconds=300):
+def wait_for(found, what, seconds=600):
     until = time.monotonic() + seconds
     while not found():
         if time.monotonic() > until:
@@ -141,7 +141,7 @@ def shorten(folder, job):
     ran = submit(folder, "squeue", "-h", "-j", job, "-o", "%M").strip().split(":")
     submit(folder, "scontrol", "update", f"JobId={job}", f"TimeLimit={int(ran[-2]) + 2}")
     state = ["squeue", "-h", "-j", job, "-o", "%T"]
-    wait_for(lambda: submit(folder, *state).strip() == "PENDING", f"job {job} is queued again", 120)
+    wait_for(lambda: submit(folder, *state).strip() == "PENDING", f"job {job} is queued again")
     submit(folder, "scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
@@ -152,7 +152,7 @@ def trains(run, start, steps=4):
         there = (run / "environment.json").is_file() and starts(run)
         return there and len(there) == start and len(history(run)) >= start * steps
 
-    wait_for(does, f"start {start} of {run.name} trains", 300)
+    wait_for(does, f"start {start} of {run.name} trains")
     return starts(run)[-1]["slurm"]
 
 
@@ -187,7 +187,7 @@ def jobs(tmp_path_factory):
         trains(runs / "hand" / "disturbed", 1)
 
         sizes = ",".join(map(str, (*SIZES, 100_000)))
-        swept = [f"trainer.batch_size={sizes}", "job='b${trainer.batch_size}'", "trainer.max_steps=4", *steady(0)]
+        swept = [f"trainer.batch_size={sizes}", "trainer.max_steps=4", *steady(0)]
         array = multirun(folder, "name=array", *swept)
         script = str(ROOT / "slurm" / "sweep.sbatch")
         points = ["name=by_hand", "job='s${seed}'", "seed=1,2", "trainer.max_steps=2", *steady(0)]
@@ -195,13 +195,13 @@ def jobs(tmp_path_factory):
         seen = status.look([runs / "by_hand"], status.Slurm.ask())
 
         expected = {
-            size: alone(folder / "alone" / str(size), *swept[2:], f"trainer.batch_size={size}") for size in SIZES
+            size: alone(folder / "alone" / str(size), *swept[1:], f"trainer.batch_size={size}") for size in SIZES
         }
         alone(folder / "alone" / "undisturbed", *LONG, *steady(0))
         alone(folder / "alone" / "one", *RANKS, *steady(0, frozen=True))
         of_hand.result()
         of_ranks.result()
-        codes = {"array": array.wait(300), "ranks": ranks.wait(300)}
+        codes = {"array": array.wait(600), "ranks": ranks.wait(600)}
         for run in ("hand/disturbed", "by_hand/s1", "by_hand/s2"):
             wait_for((runs / run / "metrics.json").is_file, f"{run} ends")
         yield folder, expected, codes, seen
@@ -210,7 +210,9 @@ def jobs(tmp_path_factory):
 @pytest.mark.parametrize("size", SIZES)
 def test_an_array_gives_the_numbers_of_this_process(jobs, size):
     folder, expected, _, _ = jobs
-    found = json.loads((folder / "runs" / "array" / f"b{size}" / "metrics.json").read_text())
+    runs = [file.parent for file in (folder / "runs" / "array").glob("*/config.yaml")]
+    (run,) = [run for run in runs if yaml.safe_load((run / "config.yaml").read_text())["trainer"]["batch_size"] == size]
+    found = json.loads((run / "metrics.json").read_text())
     assert {k: v for k, v in found.items() if k not in CLOCK} == {
         k: v for k, v in expected[size].items() if k not in CLOCK
     }
@@ -235,11 +237,17 @@ def test_two_ranks_warned_of_their_time_limit_end_as_one_process(jobs):
     rows, wanted = history(run), history(one)
     assert [row["step"] for row in rows] == [row["step"] for row in wanted]
     assert int(rows[-1]["step"]) == STEPS
+    # Sums in another order come to differ by 1e-4 in the end; a step too many, or a wrong share, by far more.
+    for row, right in zip(rows, wanted, strict=True):
+        for column, limit in (("train/loss", 1e-3), ("train/grad_norm", 1e-2)):
+            if right[column]:
+                assert float(row[column]) == pytest.approx(float(right[column]), rel=limit), (row["step"], column)
     found, expected = tensors(run), tensors(one)
     assert found.keys() == expected.keys()
     assert "optimizer.loss.classifier.weight.momentum_buffer" in found
-    for key, value in expected.items():
-        np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-3 * abs(value).max(), err_msg=key)
+    for key in (key for key in expected if key.startswith("model.") and expected[key].ndim > 1):
+        distance = np.linalg.norm(found[key] - expected[key])
+        assert distance < 1e-2 * np.linalg.norm(expected[key]), key
 
 
 def test_requeued_and_warned_it_ends_as_undisturbed_bit_for_bit(jobs):
