@@ -159,6 +159,8 @@ def _without_folder(
             rows.append(Row(name, _of_queue(state), told=_where(job, state, reason)))
             continue
         reason = endings.get(job) or _error(one.log)
+        if any(reason.startswith(f"{known}: ") for known in names):  # its folder has told it
+            continue
         # An earlier submission's failure may have been mended since: without a name nobody can tell.
         if reason and (one.name is not None or job.startswith(str(latest))):
             rows.append(Row(name, "failed", told=f"{reason} [{_short(one.log)}]"))
@@ -178,10 +180,12 @@ def _unfinished(
     host = str(starts[-1].get("host", "")) if starts else ""
     if _locked(run) or _fresh(run, host, bool(job) and bool(slurm.queue)):
         return Row(run.name, "running", epoch, left, held, f"on {host}" if host else "")
-    log = one.log if one is not None else None
-    reason = endings.get(job) or (_error(log) if log is not None else "")
-    if reason:
-        return Row(run.name, "failed", epoch, None, held, f"{reason} [{_short(log)}]" if log else reason)
+    if job in endings:
+        return Row(run.name, "failed", epoch, None, held, endings[job])
+    for log in ([one.log] if one is not None else []) + [run / "train.log"]:
+        reason = _error(log) if _is_later(log, run / "environment.json") else ""
+        if reason:
+            return Row(run.name, "failed", epoch, None, held, f"{reason} [{_short(log)}]")
     return Row(run.name, "stopped", epoch, None, held, "the same command goes on from there")
 
 
@@ -200,7 +204,7 @@ def _finished(run: Path) -> Row:
 
 
 def _is_run(folder: Path) -> bool:
-    return folder.is_dir() and any((folder / name).is_file() for name in ("config.yaml", "metrics.json", ".lock"))
+    return folder.is_dir() and any((folder / name).is_file() for name in ("config.yaml", "metrics.json", "train.log"))
 
 
 @cache
@@ -275,6 +279,13 @@ def _fresh(run: Path, host: str, known: bool) -> bool:
     return False
 
 
+def _is_later(log: Path, start: Path) -> bool:
+    """Whether a log has grown since the latest start; what it said before is of a start before."""
+    with suppress(OSError):
+        return not start.is_file() or log.stat().st_mtime >= start.stat().st_mtime
+    return False
+
+
 def _error(log: Path) -> str:
     """The last line of a log that speaks of an error."""
     try:
@@ -284,6 +295,8 @@ def _error(log: Path) -> str:
     except OSError:
         return ""
     found = [line for line in lines if ERROR.match(line)]
+    if found and "started again, goes on" in found[-1]:  # it was asked to stop
+        return ""
     return " ".join(found[-1].removeprefix("facelab: ").split()) if found else ""
 
 

@@ -106,13 +106,34 @@ def test_failed_with_the_reason(sweep):
     log = "Traceback (most recent call last):\n  File x\nValueError: trainer.batch_size is 9: too many\nsrun: error\n"
     submitted(sweep, "6_0", log)  # of an earlier submission, perhaps mended
     submitted(sweep, "7_0", log)
-    submitted(sweep, "7_1", "facelab: the loss is no number\n")
     made(sweep, "seed=2", ROWS, job="7_1")
+    submitted(sweep, "7_1", "facelab: the loss is no number\n")
     first, second = look([sweep], Slurm())
     assert (first.name, first.state) == ("Slurm job 7_0", "failed")
     assert first.told.startswith("ValueError: trainer.batch_size is 9: too many [runs/losses/.submitit/7_0/")
     assert (second.name, second.state) == ("seed=2", "failed")
     assert second.told.startswith("the loss is no number [")
+
+
+def test_its_own_log_tells_of_the_latest_start_alone(sweep):
+    run = made(sweep, "a", ROWS)
+    (run / "train.log").write_text("2026-01-01 facelab.train seed=1\nTraceback:\nfacelab.training.finite.Diverged: x\n")
+    refused = sweep / "b"
+    refused.mkdir()
+    submitted(sweep, "7_0", "facelab: b: trainer.batch_size is 9: too many\n")  # the same once more
+    (refused / "train.log").write_text("ValueError: trainer.batch_size is 9: too many\n")
+    first, second = look([sweep], Slurm())
+    assert (first.state, first.told) == ("failed", "facelab.training.finite.Diverged: x [runs/losses/a/train.log]")
+    assert (second.name, second.state, second.epoch) == ("b", "failed", "")
+    os.utime(run / "train.log", (1, 1))
+    assert {row.name: row.state for row in look([sweep], Slurm())} == {"a": "stopped", "b": "failed"}
+
+
+def test_who_was_asked_to_stop_has_not_failed(sweep):
+    submitted(sweep, "7", "facelab: stopped by SIGTERM after step 3; The same command, started again, goes on\n")
+    made(sweep, "a", ROWS, job="7")
+    os.utime(sweep / "a" / "environment.json", (1, 1))
+    assert one(sweep).state == "stopped"
 
 
 def test_a_job_that_was_requeued_has_not_failed(sweep):

@@ -77,7 +77,7 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     Raises:
         ValueError, FileNotFoundError: something in the configuration or its files is wrong; said before training.
         Interrupted: a signal asked the run to stop; it has saved its checkpoint.
-        SystemExit: the same in a job of submitit, which is queued again.
+        QueuedAgain: the same in a job of submitit, which comes back.
     """
     quiet()
     check_kinds(plain)
@@ -98,8 +98,8 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
                 return show_finished(directory, "This run is finished; nothing was trained.")
             run = _build(config, plain, options, directory)
             return _train(run, stop, writes)
-    except Interrupted:
-        stop.queue_again()  # with everything saved and closed, W&B included
+    except Interrupted as error:
+        stop.queue_again(str(error))  # with everything saved and closed, W&B included
         raise
 
 

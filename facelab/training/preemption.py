@@ -12,6 +12,7 @@ How a cluster warns, and who queues the job again:
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -19,6 +20,19 @@ from typing import Any
 
 class Interrupted(Exception):
     """The run was asked to stop and has saved its checkpoint; `str()` says how to go on."""
+
+
+class QueuedAgain(BaseException):
+    """Ends a process of submitit without a result; neither submitit nor Hydra takes it for a failure of the job.
+
+    Args:
+        words: what becomes of the run.
+        code: the process's exit status, by which submitit's local launcher is told to start it again.
+    """
+
+    def __init__(self, words: str, code: int):
+        super().__init__(words)
+        self.code = code
 
 
 class StopRequest:
@@ -71,21 +85,30 @@ class StopRequest:
             self.received = "a signal to another rank"
         self.warned = self.warned or warned
 
-    def queue_again(self) -> None:
+    def queue_again(self, words: str) -> None:
         """Under submitit, ends this process without a result, and has the job queued again where it was warned.
 
         A result, an error included, would be the end of the job for who waits for it. Elsewhere nothing happens.
 
+        Args:
+            words: what becomes of the run, for the job's log.
+
         Raises:
-            SystemExit: in every job of submitit that SIGTERM or its signal has stopped.
+            QueuedAgain: in every job of submitit that SIGTERM or its signal has stopped.
             Exception: submitit's own, where the job may not be queued again.
         """
         if self._submitit is None or self.received in (None, "SIGINT"):
             return
         handler: Callable[[int, FrameType | None], None] | Any = self._before.get(self._submitit)
+        code = 128 + signal.SIGTERM
         if self.warned and callable(handler):
-            handler(self._submitit, None)  # on rank 0 it raises SystemExit; on others it does nothing
-        raise SystemExit(0)  # not a failure, on which srun might kill rank 0 before it has done that
+            code = 0  # of the other ranks: after a failure srun might kill rank 0 before it has asked for the queue
+            try:
+                handler(self._submitit, None)
+            except SystemExit as left:  # rank 0
+                code = left.code if isinstance(left.code, int) else 0
+        sys.excepthook = _end
+        raise QueuedAgain(words, code)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = self.received is not None and not (self._in_slurm and number != signal.SIGINT)
@@ -96,6 +119,16 @@ class StopRequest:
             )
         self.warned = self.warned or number == self._submitit
         self.received = self.received or signal.Signals(number).name
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of a traceback one line, and the exit status that is wanted; all else is closed already."""
+    if not isinstance(error, QueuedAgain):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"facelab: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(error.code & 0xFF)
 
 
 def _submitits_signal() -> int | None:

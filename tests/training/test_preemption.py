@@ -2,16 +2,17 @@
 
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from killing import compose
 
-from facelab.training import checkpoint, fit, keeper
+from facelab.training import checkpoint, fit, keeper, preemption
 from facelab.training.keeper import Keeper
 from facelab.training.module import FaceModule
-from facelab.training.preemption import Interrupted, StopRequest
+from facelab.training.preemption import Interrupted, QueuedAgain, StopRequest
 from facelab.training.record import RunDirectory
 
 
@@ -21,7 +22,9 @@ def nowhere(monkeypatch):
     for name in ("SLURM_JOB_ID", "SUBMITIT_EXECUTOR", "SUBMITIT_PREEMPT_SIGNAL"):
         monkeypatch.delenv(name, raising=False)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    hook = sys.excepthook
     yield
+    sys.excepthook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -50,7 +53,7 @@ def test_here_two_signals_stop_and_a_second_one_stops_at_once():
         assert (stop.received, stop.warned) == ("SIGTERM", False)
         with pytest.raises(Interrupted, match="at once by a second signal"):
             send("SIGINT")
-    stop.queue_again()  # by nobody
+    stop.queue_again("saved")  # by nobody
 
 
 def test_in_slurm_the_same_request_may_come_several_times(monkeypatch):
@@ -61,7 +64,7 @@ def test_in_slurm_the_same_request_may_come_several_times(monkeypatch):
         with pytest.raises(Interrupted, match="at once"):
             send("SIGINT")
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-    stop.queue_again()  # the script does it
+    stop.queue_again("saved")  # the script does it
 
 
 @pytest.mark.parametrize("name", ["SIGUSR2", "SIGUSR1"])
@@ -74,8 +77,8 @@ def test_submitits_handler_waits_for_the_checkpoint(submitit, monkeypatch, name)
     with StopRequest() as stop:
         send("SIGTERM", name)  # as some clusters do
         assert (stop.received, stop.warned, submitit) == ("SIGTERM", True, [])
-    with pytest.raises(SystemExit) as left:
-        stop.queue_again()
+    with pytest.raises(QueuedAgain, match="saved") as left:
+        stop.queue_again("saved")
     assert submitit == [number]
     assert left.value.code == 0
     assert signal.getsignal(number) is own
@@ -85,16 +88,32 @@ def test_a_preempted_job_of_submitit_ends_without_a_result(submitit):
     """An error would be the last word on the job for who waits for it, though Slurm queues it again."""
     with StopRequest() as stop:
         send("SIGTERM")
-    with pytest.raises(SystemExit):
-        stop.queue_again()
+    with pytest.raises(QueuedAgain):
+        stop.queue_again("saved")
     assert submitit == []
+
+
+def test_the_exit_status_is_submitits_with_a_line_in_place_of_a_traceback(submitit, monkeypatch, capsys):
+    def again(number, frame):
+        raise SystemExit(122)  # for its local launcher
+
+    signal.signal(signal.SIGUSR2, again)
+    with StopRequest() as stop:
+        send("SIGUSR2")
+    with pytest.raises(QueuedAgain) as left:
+        stop.queue_again("saved")
+    codes = []
+    monkeypatch.setattr(preemption.os, "_exit", codes.append)
+    sys.excepthook(QueuedAgain, left.value, None)
+    assert codes == [122]
+    assert capsys.readouterr().err == "facelab: saved\n"
 
 
 @pytest.mark.parametrize("names", [(), ("SIGINT",)])
 def test_who_is_interrupted_or_ends_well_is_not_queued_again(submitit, names):
     with StopRequest() as stop:
         send(*names)
-    stop.queue_again()
+    stop.queue_again("saved")
     assert submitit == []
 
 
@@ -104,8 +123,8 @@ def test_what_another_rank_has_heard_counts_here(submitit):
         assert stop.received is None
         stop.hear(True, True)
         assert stop.received == "a signal to another rank"
-    with pytest.raises(SystemExit):
-        stop.queue_again()
+    with pytest.raises(QueuedAgain):
+        stop.queue_again("saved")
     assert submitit == [signal.SIGUSR2]
 
 
@@ -157,9 +176,9 @@ def test_a_warned_run_is_saved_and_closed_before_it_is_queued_again(submitit, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(FaceModule, "training_step", warned)
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(QueuedAgain, match=r"SIGUSR2 after step 3 of .* goes on"):
             fit.train(config, plain, where, one_process=False)
-    assert left.value.code == -1
+    assert not issubclass(QueuedAgain, (Exception, SystemExit))  # which would be taken for the job's result
     assert seen == [3]
     rows = (where / "metrics.csv").read_text().splitlines()
     assert rows[-1].startswith("3,")
