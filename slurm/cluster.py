@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def _state(environment: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
-def _wait(ready, daemons, folder: Path) -> None:
+def _wait(ready: Callable[[], bool], daemons: list[subprocess.Popen[bytes]], folder: Path) -> None:
     until = time.monotonic() + PATIENCE
     while not ready():
         ended = [daemon.args[0] for daemon in daemons if daemon.poll() is not None]

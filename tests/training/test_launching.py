@@ -3,9 +3,11 @@
 import os
 from types import SimpleNamespace
 
+import hydra
 import pytest
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
+from facelab.door import configuration_folder
 from facelab.training import launching
 
 BATCH = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "facelab"}  # a script's, without srun
@@ -79,3 +81,12 @@ def test_submitit_on_this_machine(environment):
         told.append((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
     assert told[0] == told[1]
     assert 1024 < told[0][1] < 65_536
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "local"])
+def test_a_launcher_starts_as_many_processes_as_the_trainer_has(launcher):
+    with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+        words = [f"hydra/launcher={launcher}", "trainer.devices=4", "trainer.num_nodes=2", "name=mine", "job=x"]
+        given = hydra.compose("config", words, return_hydra_config=True).hydra.launcher
+        assert (given.tasks_per_node, given.nodes, given.gpus_per_node) == (4, 2, 4)
+        assert given.submitit_folder == "runs/mine/.submitit/%j"
