@@ -56,7 +56,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        numbers = {signal.SIGINT, signal.SIGTERM}
+        numbers: set[int] = {signal.SIGINT, signal.SIGTERM}
         if self._in_slurm:
             numbers.add(signal.SIGUSR1)
         if self._submitit is not None:
