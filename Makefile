@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-data test-gpu test-versions lint format bench margins wheel clean
+.PHONY: help setup train test test-data test-gpu test-slurm test-versions lint format bench margins wheel clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-data: $(READY) ## the tests on real faces alone (../shared/data)
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(RUN) -m pytest -m gpu $(ARGS)
+
+test-slurm: $(READY) ## the tests on a Slurm cluster of one machine, started for them (root; Debian's slurm-wlm, munge)
+	@$(RUN) slurm/cluster.py $(RUN) -m pytest -m slurm tests/slurm $(ARGS)
 
 test-versions: $(READY) ## all tests on every Python there is, with the lowest and newest libraries; hours, gigabytes
 	@$(RUN) tests/versions.py $(ARGS)

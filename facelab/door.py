@@ -164,6 +164,8 @@ def _explain(error: Exception, folder: str, config_name: str, program: str) -> s
     """One line for an error that the user can mend; None for a fault of ours, which keeps its traceback."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and option.startswith("submitit_"):  # on which slurm and local are built
+            return "hydra/launcher=slurm and local need submitit, which is not installed: pip install 'facelab[slurm]'"
         near = _nearest(option, list(error.options or []))
         return f"{group or 'the configuration'} has no option {option!r}: {near}{_listed(error.options or [])}"
     if isinstance(error, OverrideParseException):
@@ -334,4 +336,5 @@ def _spoken_checkpoint(path: Path) -> str:
     return "_".join([*above, path.stem])
 
 
-OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)  # here: in every process
+# A launcher's process opens no door: it finds the resolver because the job, when it is unpickled, asks for this module.
+OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)

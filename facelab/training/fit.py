@@ -20,7 +20,7 @@ from facelab.data.albumentation import Albumentations
 from facelab.data.inspect import Inspection
 from facelab.loss.base import Loss
 from facelab.report import run as report
-from facelab.training import centres, checkpoint
+from facelab.training import centres, checkpoint, launching
 from facelab.training.checkpoint import Progress
 from facelab.training.closed_set import check_classes
 from facelab.training.datamodule import FaceData
@@ -77,6 +77,7 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     Raises:
         ValueError, FileNotFoundError: something in the configuration or its files is wrong; said before training.
         Interrupted: a signal asked the run to stop; it has saved its checkpoint.
+        QueuedAgain: the same in a job of submitit, which comes back.
     """
     quiet()
     check_kinds(plain)
@@ -86,14 +87,20 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     if one_process and options.world > 1:
         raise ValueError(
             f"trainer.devices × trainer.num_nodes is {options.world}, and in a multirun every further process would "
-            "start a multirun of its own: use hydra/launcher=submitit_local or submitit_slurm, or run point by point"
+            "start a multirun of its own: use hydra/launcher=local or slurm, or run point by point"
         )
+    launching.meet(options)
     writes = launched_rank() == 0
-    with closing(RunDirectory(where, plain, writes)) as directory:
-        if directory.finished:
-            return show_finished(directory, "This run is finished; nothing was trained.")
-        run = _build(config, plain, options, directory)
-        return _train(run, writes)
+    stop = StopRequest()
+    try:
+        with closing(RunDirectory(where, plain, writes)) as directory:
+            if directory.finished:
+                return show_finished(directory, "This run is finished; nothing was trained.")
+            run = _build(config, plain, options, directory)
+            return _train(run, stop, writes)
+    except Interrupted as error:
+        stop.queue_again(str(error))  # with everything saved and closed, W&B included
+        raise
 
 
 def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
@@ -171,7 +178,7 @@ def _backbone(config: Any, meta: Mapping[str, Any] | None) -> Any:
     return network
 
 
-def _train(run: Run, writes: bool) -> dict[str, float]:
+def _train(run: Run, stop: StopRequest, writes: bool) -> dict[str, float]:
     plain, progress, directory = run.plain, run.progress, run.directory
     copy, history = Copy(None), None
     try:
@@ -186,7 +193,7 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
             directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
             show_choices({**_choices(run), **copy.about}, str(directory.path))
             copy.follow(history.path)
-        with StopRequest() as stop:
+        with stop:
             keeper = _keeper(run, stop)
             recorder = Recorder(history, copy, run.options.log_every)
             display = Display(run.options.progress and writes)
@@ -266,6 +273,7 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=strategy(options.world),
+        plugins=launching.plugins(),
         precision=options.lightning_precision,  # type: ignore[arg-type]
         deterministic=options.deterministic,
         callbacks=callbacks,

@@ -174,7 +174,8 @@ class RunDirectory:
         file = self.path / "environment.json"
         before = json.loads(file.read_text()) if file.is_file() else {}
         starts = before.get("starts", [])
-        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": _command(), **_machine()})
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        starts.append({"time": now, "command": _command(), **_machine(), "slurm": slurm_job()})
         if before.get("wandb") is not None and extra.get("wandb") is None:
             extra = {**extra, "wandb": before["wandb"]}
         with atomic(file) as temporary:
@@ -193,7 +194,11 @@ class RunDirectory:
         # The kernel drops the lock with the process, however that ends: no stale lock can be left.
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # perhaps by facelab.status, which looks for a moment whether it is held
+                time.sleep(0.2)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
             raise ValueError(
@@ -324,6 +329,12 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def slurm_job() -> str | None:
+    """The id of the Slurm job that this process is in, of an array with the number in it: 123 or 123_4."""
+    array, number = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID")
 
 
 def _commit() -> dict[str, Any] | None:
