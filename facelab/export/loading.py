@@ -18,6 +18,8 @@ from facelab.export.networks import open_weights
 
 __all__ = ["Embedder", "Runtime", "formats", "load_embedder"]
 
+AS_IT_COMES = Runtime()  # as many threads as the runtime takes, in the file's own precision
+
 
 class Embedder:
     """An opened model.
@@ -129,8 +131,8 @@ def formats() -> tuple[Format, ...]:
 
 def load_embedder(
     path: str | PathLike[str],
-    runtime: Runtime = Runtime(),
-    batch_size: int = 64,  # noqa: B008
+    runtime: Runtime = AS_IT_COMES,
+    batch_size: int = 64,
 ) -> Embedder:
     """Opens a model: an exported .onnx, OpenVINO .xml, TorchScript .pt, .pt2 or .safetensors, a checkpoint, or weights.
 
