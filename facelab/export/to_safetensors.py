@@ -34,9 +34,9 @@ class Safetensors(Format):
         model = writing.model
         if not isinstance(model.head, nn.Identity):
             raise ValueError(
-                f"the checkpoint has a {type(model.head).__name__} on top of its backbone, and format=safetensors holds "
-                "a backbone alone: give another format=, such as onnx, or keep the checkpoint, which facelab.evaluate "
-                "reads as it is"
+                f"the checkpoint has a {type(model.head).__name__} on top of its backbone, and format=safetensors "
+                "holds a backbone alone: give another format=, such as onnx, or keep the checkpoint, which "
+                "facelab.evaluate reads as it is"
             )
         kind = TYPES[writing.precision]
         tensors = {
