@@ -115,12 +115,16 @@ def test_a_model_comes_back(name, made, truth, faces):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_preprocessing_outside_a_fixed_batch_the_mirrored_image_and_the_length(name, checkpoint, truth, faces, tmp_path):
+def test_preprocessing_outside_a_fixed_batch_the_mirrored_image_and_the_length(
+    name, checkpoint, truth, faces, tmp_path
+):
     form = ("preprocessing=false", "batch=2", "mirror=true", "unit=false", "fold=false")
     file = exported(tmp_path, f"checkpoint={checkpoint}", f"format={name}", *form)
     opened = load_embedder(file, Runtime(threads=1))
     np.testing.assert_allclose(opened.features(faces), truth[1], rtol=1e-4, atol=1e-4)  # 5 images, two by two
-    assert np.abs(opened.embed(faces, mirror=True) - unit(truth[1])).max() < 2e-6, "the mirrored image is not added twice"
+    assert np.abs(opened.embed(faces, mirror=True) - unit(truth[1])).max() < 2e-6, (
+        "the mirrored image is not added twice"
+    )
     assert opened.metadata["takes"] == "float32 (2,3,48,48), bgr, (x − 0)/255"
     assert opened.metadata["folded"] == 0
 
@@ -187,7 +191,13 @@ def test_published_weights_are_imported(tmp_path, faces):
     node = compose("config", *NARROW, "data.size=48").backbone
     network = build_backbone(node, load=False).eval()
     torch.save(network.state_dict(), tmp_path / "published.pt")
-    named = (f"checkpoint={tmp_path}/published.pt", "backbone=tiny", *NARROW, "data.size=48", "backbone.input={color: bgr}")
+    named = (
+        f"checkpoint={tmp_path}/published.pt",
+        "backbone=tiny",
+        *NARROW,
+        "data.size=48",
+        "backbone.input={color: bgr}",
+    )
     file = exported(tmp_path / "weights", *named)
     assert load_weights(build_backbone(node, load=False), file) == Input("bgr", 127.5, 127.5)
     imported = exported(tmp_path / "checkpoint", *named, "format=checkpoint")
@@ -233,7 +243,9 @@ def damaged(model, layer):
     return model
 
 
-@pytest.mark.parametrize(("name", "fold"), [(name, True) for name in MODELS] + [("torchscript", False), ("onnx", False)])
+@pytest.mark.parametrize(
+    ("name", "fold"), [(name, True) for name in MODELS] + [("torchscript", False), ("onnx", False)]
+)
 def test_a_batch_norm_that_was_not_copied_is_caught_and_named(name, fold, checkpoint, tmp_path, monkeypatch, capsys):
     layer = "backbone.layer3.0.bn2"
     monkeypatch.setattr("facelab.export.export._model", once(damaged, layer))
@@ -286,7 +298,10 @@ def test_it_runs_in_a_process_with_its_runtime_alone(name, made, truth, faces, t
         "print(json.dumps([about['size'], known, rows.tolist()]))"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code, made[name], tmp_path / "faces.npy"], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", code, made[name], tmp_path / "faces.npy"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     size, known, rows = json.loads(done.stdout.splitlines()[-1])
     assert (size, known) == (48, [])
@@ -303,7 +318,10 @@ def test_it_runs_in_a_process_with_its_runtime_alone(name, made, truth, faces, t
         (["checkpoint={checkpoint}", "backbone=r50"], "says itself which network it is of: leave backbone"),
         (["checkpoint={checkpoint}", "ema=true"], "was trained without trainer.ema"),
         (["checkpoint={here}"], "is no checkpoint of facelab .* add backbone="),
-        (["checkpoint={checkpoint}", "format=onnx", "precision=bf16"], "format=onnx has fp32, fp16, int8 .*openvino does"),
+        (
+            ["checkpoint={checkpoint}", "format=onnx", "precision=bf16"],
+            "format=onnx has fp32, fp16, int8 .*openvino does",
+        ),
         (["checkpoint={checkpoint}", "precision=half"], "precision is 'half': give one of fp32, fp16, bf16, int8"),
         (["checkpoint={checkpoint}", "mirror=true"], "mirror=True: format=safetensors holds weights alone"),
         (["checkpoint={checkpoint}", "format=onnx", "batch=0"], "batch is 0: give at least 1"),
@@ -363,7 +381,9 @@ def test_an_operator_that_a_format_lacks_is_named_with_its_layer(name, checkpoin
 
 def test_a_runtime_that_is_missing_says_how_to_install_it(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ValueError, match=r"format=openvino needs openvino, which is not installed: pip install 'facelab"):
+    with pytest.raises(
+        ValueError, match=r"format=openvino needs openvino, which is not installed: pip install 'facelab"
+    ):
         exported(tmp_path / "out", f"checkpoint={checkpoint}", "format=openvino")
     with pytest.raises(ValueError, match="nowhere needs no_such_module"):
         require(("no_such_module",), "nowhere")
