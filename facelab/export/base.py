@@ -110,6 +110,7 @@ class Format:
         precisions: in which it can be written.
         runtime: modules that running needs.
         writers: modules that writing needs besides.
+        quantisers: modules that writing int8 needs besides.
         embeds: whether it holds the whole model, images to embeddings, or a network that facelab runs.
     """
 
@@ -117,6 +118,7 @@ class Format:
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     runtime: ClassVar[tuple[str, ...]] = ()
     writers: ClassVar[tuple[str, ...]] = ()
+    quantisers: ClassVar[tuple[str, ...]] = ()
     embeds: ClassVar[bool] = True
 
     @property
@@ -128,13 +130,17 @@ class Format:
         """Whether a file is of this format; so far as can be told without its runtime."""
         return path.suffix == self.suffix
 
-    def check(self, writes: bool) -> None:
-        """Refuses to begin where something is missing that reading, or writing and reading, needs.
+    def check(self, precision: str | None = None) -> None:
+        """Refuses to begin where something is missing.
+
+        Args:
+            precision: in which a model is to be written; None: a file is to be read.
 
         Raises:
             ValueError: with what to install.
         """
-        require(self.runtime + self.writers * writes, f"format={self.name}")
+        writers = self.writers * (precision is not None) + self.quantisers * (precision == "int8")
+        require(self.runtime + writers, f"format={self.name}")
 
     def write(self, writing: Writing, file: Path) -> None:
         """Writes a model.

@@ -70,7 +70,7 @@ def export(config: DictConfig, where: Path) -> Path:
     format: Format = instantiate(config.format)
     choices = Choices(config.precision, config.preprocessing, config.mirror, config.unit, config.batch, config.fold)
     choices.check(format)
-    format.check(writes=True)
+    format.check(choices.precision)
     check_kind("progress", config.progress, bool)
     tolerance = _tolerance(config)
     refuse_existing(where)

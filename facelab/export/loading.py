@@ -158,5 +158,5 @@ def load_embedder(
         raise ValueError(
             f"{path}: is no model that is known here: give one of {known}, or weights and the backbone that they are of"
         )
-    kind.check(writes=False)
+    kind.check()
     return Embedder(path, kind.open(path, runtime), batch_size)

@@ -1,6 +1,9 @@
 """ONNX, run by ONNX Runtime."""
 
+import json
+import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from facelab.atomic import atomic
 from facelab.export.base import METADATA, Format, Opened, Run, Runtime, Seen, Writing, described, opened
 from facelab.export.program import layer_of, to_program
 
@@ -32,8 +34,6 @@ class Onnx(Format):
 
     def write(self, writing: Writing, file: Path) -> None:
         """See `Format.write`; int8 is ONNX Runtime's static quantisation, a scale for each channel."""
-        import json
-
         import onnx
 
         program = to_program(writing.model, writing.example, writing.batch)
@@ -42,7 +42,7 @@ class Onnx(Format):
             for value in (*model.graph.input, *model.graph.output):
                 value.type.tensor_type.shape.dim[0].dim_param = "batch"
         if writing.precision == "int8":
-            model = quantised(model, writing.calibration, file)
+            model = quantised(model, writing.calibration)
         del model.metadata_props[:]
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA, json.dumps(dict(writing.metadata))
@@ -83,15 +83,13 @@ class Onnx(Format):
         for value in dict.fromkeys(last.values()):
             if value not in own:
                 model.graph.output.add().name = value
-        with atomic(path.with_name(f"watched{self.suffix}")) as temporary:
-            onnx.save(model, temporary)
-            session = start(temporary, None)
+        session = start(model.SerializeToString(), None)
         found = session.run(list(last.values()), {session.get_inputs()[0].name: seen.images})
         yield from zip(last, found, strict=True)
 
 
-def start(path: Path, threads: int | None) -> Any:
-    """An ONNX Runtime session on the CPU.
+def start(path: Path | bytes, threads: int | None) -> Any:
+    """An ONNX Runtime session on the CPU, of a file or of what stands in one.
 
     Raises:
         ValueError: the file cannot be read.
@@ -148,24 +146,27 @@ class _Faces:
         return None if batch is None else {self.name: batch}
 
 
-def quantised(model: Any, batches: list[np.ndarray], file: Path) -> Any:
+def quantised(model: Any, batches: list[np.ndarray]) -> Any:
     """Convolutions and matrix products in int8, scales learned from batches of images."""
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    with (
-        atomic(file.with_name(f"floats{file.suffix}")) as before,
-        atomic(file.with_name(f"integers{file.suffix}")) as after,
-    ):
+    loud = logging.root.manager.disable
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "floats.onnx", Path(folder) / "integers.onnx"
         onnx.save(model, before)
-        quantize_static(
-            before,
-            after,
-            _Faces(model.graph.input[0].name, batches),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
+        logging.disable(logging.WARNING)  # it advises to fold norms first, which has been done
+        try:
+            quantize_static(
+                before,
+                after,
+                _Faces(model.graph.input[0].name, batches),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            logging.disable(loud)
         return onnx.load(after)

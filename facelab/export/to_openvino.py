@@ -1,6 +1,7 @@
 """OpenVINO's own format, `.xml` with its weights beside it in `.bin`."""
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ class OpenVino(Format):
     suffix = ".xml"
     precisions = ("fp32", "fp16", "bf16", "int8")
     runtime = ("openvino",)
+    quantisers = ("nncf",)
 
     def __init__(self, quantisation: str):
         if quantisation not in ("performance", "mixed"):
@@ -123,17 +125,10 @@ def unsupported(script: Any, error: Exception) -> str:
 
 
 def quantised(model: Any, batches: list[np.ndarray], preset: str) -> Any:
-    """Convolutions and matrix products in int8 by NNCF, scales learned from batches of images.
+    """Convolutions and matrix products in int8 by NNCF, scales learned from batches of images."""
+    import nncf
 
-    Raises:
-        ValueError: NNCF is not installed.
-    """
-    try:
-        import nncf
-    except ImportError as error:
-        raise ValueError(
-            "format=openvino precision=int8 needs nncf, which is not installed: pip install 'facelab[export]'"
-        ) from error
+    nncf.set_log_level(logging.ERROR)
     attends = any(one.get_type_name() == "ScaledDotProductAttention" for one in model.get_ops())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

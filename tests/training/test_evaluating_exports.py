@@ -61,14 +61,14 @@ def test_an_exported_model_and_embeddings_give_the_networks_scores(folder, tmp_p
     np.testing.assert_allclose(scores(tmp_path / "b"), scores(tmp_path / "a"), atol=1e-5)
     assert "exported, openvino, fp32, 48×48, D=16" in capsys.readouterr().out
     assert [name for name in found if name not in again] == ["parameters"]
-    rows = np.random.default_rng(0).normal(size=(18, 8)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
     np.savez(tmp_path / "rows.npz", embeddings=3 * rows)
     by = [
         evaluated(tmp_path / kind, folder, f"checkpoint={tmp_path}/rows.{kind}", "data.size=48")
         for kind in ("npy", "npz")
     ]
-    assert by[0]["images"] == 18
+    assert by[0]["images"] == 16
     np.testing.assert_allclose(scores(tmp_path / "npy"), scores(tmp_path / "npz"), atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_an_exported_model_and_embeddings_give_the_networks_scores(folder, tmp_p
         (["checkpoint={folder}/out/model.xml", "data.size=64"], "data.size is 64, but checkpoint=.* takes 48 pixels"),
         (["checkpoint={folder}/out/model.xml", *NARROW], "is no bare weights: leave backbone=… out"),
         (["checkpoint={folder}/out/model.xml", "precision=half"], "precision is 'half': give one of"),
-        (["checkpoint={here}/few.npy"], "has 3 embeddings, but the benchmark has 18 images: give one row for each"),
+        (["checkpoint={here}/few.npy"], "has 3 embeddings, but the benchmark has 16 images: give one row for each"),
         (["checkpoint={here}/flat.npy"], r"holds float64 of shape \(3,\): give embeddings \(M,D\)"),
         (["checkpoint={here}/broken.npy"], "cannot be read .*numpy.save"),
     ],
