@@ -216,7 +216,7 @@ def opened(
     """
     inside = len(shape) == 4 and shape[3] == 3
     sides = [side for place, side in enumerate(shape) if place not in (0, 3 if inside else 1)]
-    side = metadata.get("size") or sides[-1] or runtime.size
+    side: Any = metadata.get("size") or next(iter(sides[::-1]), None) or runtime.size
     if len(shape) != 4 or 3 not in (shape[1], shape[3]) or len({*sides, side} - {None}) != 1:
         raise ValueError(
             f"{path}: takes {shape}, no batch of square colour images (B,H,H,3) or (B,3,H,H): give an embedding model"

@@ -51,7 +51,7 @@ class Onnx(Format):
     def _converted(self, program: Any) -> Any:
         """The graph in ONNX's operators."""
         try:
-            made = torch.onnx.export(
+            made: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=self.opset,
@@ -83,13 +83,13 @@ class Onnx(Format):
         for value in dict.fromkeys(last.values()):
             if value not in own:
                 model.graph.output.add().name = value
-        session = start(model.SerializeToString(), None)
+        session = start(path, None, model.SerializeToString())
         found = session.run(list(last.values()), {session.get_inputs()[0].name: seen.images})
         yield from zip(last, found, strict=True)
 
 
-def start(path: Path | bytes, threads: int | None) -> Any:
-    """An ONNX Runtime session on the CPU, of a file or of what stands in one.
+def start(path: Path, threads: int | None, content: bytes | None = None) -> Any:
+    """An ONNX Runtime session on the CPU, of a file or, with `content`, of what could stand in its place.
 
     Raises:
         ValueError: the file cannot be read.
@@ -101,7 +101,7 @@ def start(path: Path | bytes, threads: int | None) -> Any:
     if threads is not None:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content or path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path}: cannot be opened by ONNX Runtime ({reason}); export it again") from error

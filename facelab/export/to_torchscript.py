@@ -70,7 +70,7 @@ def traced(model: nn.Module, example: Tensor) -> Any:
 
 
 def _takes_one(module: Any) -> bool:
-    forward = getattr(module, "forward", None)
+    forward: Any = getattr(module, "forward", None)
     return hasattr(forward, "schema") and len(forward.schema.arguments) == 2  # itself and the input
 
 
