@@ -21,6 +21,7 @@ from facelab.training.fit import COMMON
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.glob("*/**/*.yaml"))
 TASKS = [path.stem for path in FILES if path.parts[0] == "task"]  # of facelab.prepare, with another primary file
+OTHERS = ("task", "format")  # of facelab.prepare and facelab.export, which have other primary files
 # Compositions of many groups, and another program's own: they compose, and hold nothing of their own to build.
 NOT_BUILT = ("experiment", "sweeps", "hydra")
 # What the code hands over, beside the keys.
@@ -89,7 +90,7 @@ def composer():
         yield
 
 
-@pytest.fixture(scope="module", params=[path for path in FILES if path.parts[0] != "task"], ids=str)
+@pytest.fixture(scope="module", params=[path for path in FILES if path.parts[0] not in OTHERS], ids=str)
 def composed(request, placeholders, composer):
     """(group, name, the whole configuration with that option)."""
     group, name = option(request.param)

@@ -186,7 +186,25 @@ def unknown(span):
             yield word
 
 
-FILES = (".pth", ".pt", ".py", ".yaml", ".md", ".csv", ".json", ".ckpt", ".npz", ".txt", ".bin", ".png")
+FILES = (
+    ".pth",
+    ".pt",
+    ".pt2",
+    ".onnx",
+    ".xml",
+    ".safetensors",
+    ".npy",
+    ".py",
+    ".yaml",
+    ".md",
+    ".csv",
+    ".json",
+    ".ckpt",
+    ".npz",
+    ".txt",
+    ".bin",
+    ".png",
+)
 OWN = {}
 for option in own_options():
     OWN.setdefault(option.split("=")[0], set()).add(option.split("=")[1])

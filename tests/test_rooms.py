@@ -12,7 +12,13 @@ FACELAB = ROOT / "facelab"
 LEAVES = ("backbone", "head", "loss", "distill", "data", "benchmark")
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "omegaconf", "wandb"}
 # These questions are answered by the room that brings all others together, or by the door that asks them.
-ANSWERED_BY = {"trainer": "training", "optimizer": "training", "logger": "training", "task": "prepare"}
+ANSWERED_BY = {
+    "trainer": "training",
+    "optimizer": "training",
+    "logger": "training",
+    "task": "prepare",
+    "format": "export",
+}
 BINARY = {".npz", ".png", ".pyc", ".jpg", ".bin", ".gif"}
 
 

@@ -13,7 +13,7 @@ def run(config: Any) -> None:
 
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
-    from facelab.export.formats import export
+    from facelab.export.export import export
 
     export(config, Path(HydraConfig.get().runtime.output_dir))
 

@@ -20,6 +20,7 @@ from facelab.data.torch_loader import EvalLoader
 from facelab.report import run as report
 from facelab.training import closed_set, fit
 from facelab.training.datamodule import faces
+from facelab.training.exported import Exported, Given, out_of_another
 from facelab.training.groups import WithGroups, about_head, with_groups
 from facelab.training.kept import KeptEmbeddings, Pixels
 from facelab.training.logging import Copy
@@ -31,7 +32,7 @@ from facelab.training.progress import Tracker, show_choices, show_result, track
 from facelab.training.record import RunDirectory, differences
 from facelab.training.retraced import compare_classes, open_source, retrace
 from facelab.training.strategy import keep_memory
-from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
+from facelab.training.trained import Trained, digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
 
 NO_HEAD = "torch.nn.Identity"
 
@@ -76,6 +77,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
     if meta is not None:
         _take_over(config, meta, typed)
         _compare_heads(config, path, meta, typed)
+    other = out_of_another(path, config, typed) if meta is None else None
     if config.data.root is None:  # a benchmark that lies beside the training data asks whether there is such a key
         with open_dict(config):
             config.data.pop("root")
@@ -88,7 +90,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
     with closing(RunDirectory(where, plain)) as directory:
         if directory.finished:
             return fit.show_finished(directory, "This evaluation is finished; nothing was embedded.")
-        return _evaluate(_build(config, plain, path, meta), directory)
+        return _evaluate(_build(config, plain, path, meta, other), directory)
 
 
 def check(config: DictConfig) -> bool:
@@ -113,14 +115,16 @@ def check(config: DictConfig) -> bool:
     return not found
 
 
-def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str, Any] | None) -> Evaluation:
+def _build(
+    config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str, Any] | None, other: Trained | None
+) -> Evaluation:
     options = EvaluationOptions(config.batch_size, config.accelerator, config.precision, config.progress)
     benchmark = instantiate(config.benchmark)
     check_kind("ema", config.ema, bool | None)
     if meta is None:
         if config.head._target_ != NO_HEAD:
             raise ValueError(f"checkpoint={path}: published weights are of a backbone alone: add head=none")
-        trained = out_of_weights("checkpoint", path, config.backbone, "backbone", config.ema)
+        trained = other or out_of_weights("checkpoint", path, config.backbone, "backbone", config.ema)
     else:
         _compare_typed(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
         trained = out_of_checkpoint("checkpoint", path, meta, config.ema)
@@ -128,6 +132,8 @@ def _build(config: DictConfig, plain: dict[str, Any], path: Path, meta: dict[str
     alone = benchmark.path is not None or getattr(benchmark, "evaluates_only", False)
     own = None if alone else _held_out(config, path, meta, benchmark)
     pairs, speaks = benchmark.open(own), None
+    if isinstance(backbone, Given):
+        backbone.of(pairs, path)
     if meta is not None and closed_set.asks_for_classes(benchmark):
         speaks = closed_set.speaker_out_of(path, meta, backbone.embedding_size)
     shape, size = pairs.load(0).shape, config.data.size
@@ -171,7 +177,7 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
             result = evaluation.benchmark.evaluate(answers, evaluation.pairs, *groups, **told)
         metrics = {
             **result.all_metrics(),
-            "parameters": count_parameters(evaluation.network),
+            **({} if _foreign(evaluation.backbone) else {"parameters": count_parameters(evaluation.network)}),
             "images": len(evaluation.pairs),
             "seconds": round(seconds, 1),
             **({"images_per_s": round(len(evaluation.pairs) / max(seconds, 1e-9), 1)} if embedded else {}),
@@ -190,8 +196,10 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
 
 def _embeddings(evaluation: Evaluation) -> tuple[Tensor, bool]:
     """(M,D) float32, an embedding for each image of the benchmark; and whether they were computed for it."""
+    if isinstance(evaluation.backbone, Given):
+        return evaluation.backbone.rows, False
     plain, options, images = evaluation.plain, evaluation.options, len(evaluation.pairs)
-    described = {key: plain.get(key) for key in ("checkpoint_sha256", "ema", "backbone", "head")}
+    described = {key: plain.get(key) for key in ("checkpoint_sha256", "ema", "backbone", "head", "precision")}
     described |= {"input": convention(evaluation.backbone), "mirror": evaluation.benchmark.mirror}
     described |= {"bf16": options.in_bf16, "gpu": options.on_gpu, "network": type(evaluation.network).__name__}
     kept, pixels = KeptEmbeddings(plain["embeddings"], described), Pixels()
@@ -248,18 +256,29 @@ def _choices(evaluation: Evaluation) -> dict[str, str]:
     size = evaluation.config.data.size
     device = "GPU" if options.on_gpu else f"CPU, {torch.get_num_threads()} threads"
     mirror = ", mirrored images added" if evaluation.benchmark.mirror else ""
+    precision = "bf16" if options.in_bf16 else "fp32"
+    if _foreign(backbone):
+        about, precision = backbone.about, "as the file says"
+    else:
+        about = (
+            f"{type(backbone).__name__}, {count_parameters(backbone):,} parameters, "
+            f"{count_macs(backbone, size) / 1e9:.3f} GMACs at {size}×{size}, D={backbone.embedding_size}"
+        )
     return {
         "checkpoint": evaluation.about,
-        "backbone": f"{type(backbone).__name__}, {count_parameters(backbone):,} parameters, "
-        f"{count_macs(backbone, size) / 1e9:.3f} GMACs at {size}×{size}, D={backbone.embedding_size}"
-        f"{about_input(backbone)}",
+        "backbone": f"{about}{about_input(backbone)}",
         **about_head(evaluation.head),
         "benchmark": f"{pairs.name}: {pairs.about}{mirror}",
-        "device": f"{device}, {'bf16' if options.in_bf16 else 'fp32'}, {options.batch_size} images at once",
+        "device": f"{device}, {precision}, {options.batch_size} images at once",
     }
 
 
 # Which model
+
+
+def _foreign(backbone: Any) -> bool:
+    """Whether it is none of torch's networks, whose parameters and products can be counted."""
+    return isinstance(backbone, Exported | Given)
 
 
 def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[str]) -> None:

@@ -73,11 +73,12 @@ def meta_of(path: Path) -> dict[str, Any] | None:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    """SHA-256 of a file's content, as 64 hexadecimal digits; of OpenVINO's two files, the .xml and its weights."""
     total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
+    for part in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
     return total.hexdigest()
 
 
