@@ -28,7 +28,12 @@ except KeyboardInterrupt:  # these take a third of a second, and nobody else is 
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
 
+from facelab.configuration import configuration_folder
+
+__all__ = ["configuration_folder", "open_door", "with_words"]
+
 LONGEST_NAME = 120
+_CHOICE = re.compile(r"(\+\+?|~)?[A-Za-z_][\w./@]*=|~[A-Za-z_]")  # how key=value begins
 # Overrides that say where or how comfortably a job goes, not what it is; they do not name it.
 NAMELESS = (
     *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress", "teacher"),
@@ -36,29 +41,25 @@ NAMELESS = (
 )
 
 
-def configuration_folder() -> Path:
-    """`conf/` inside the installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    inside = here / "conf"
-    return inside if inside.is_dir() else here.parent / "conf"
-
-
 class _Usage(Exception):
     """What was typed is neither key=value nor a flag."""
 
 
-def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str) -> None:
+def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str, words: str | None = None) -> None:
     """Composes the configuration from the command line and calls `task`; what is the user's to mend ends in one line.
 
     Args:
         task: gets the composed configuration.
         config_name: the primary file in conf/, without its suffix.
         program: the module that is run, for messages.
+        words: the key of the list that words without `=` go to, such as photographs; null: they are refused.
     """
     # Hydra's own one-line errors name neither the nearest option nor the mend; ours need the exceptions themselves.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)
     folder = str(configuration_folder())
+    if words is not None:
+        sys.argv[1:] = with_words(sys.argv[1:], words)
     sys.argv[1:] = [_quoted(_grouped(word, folder)) for word in sys.argv[1:]]
     failed: list[Exception] = []
     reached: list[DictConfig] = []
@@ -98,6 +99,26 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str)
         if type(error).__name__ == "Interrupted":
             _end(line if _writes() else "", 130)
         _end(line, 1)
+
+
+def with_words(arguments: Sequence[str], key: str) -> list[str]:
+    """Arguments in which `a.jpg b.jpg` has become `key=['a.jpg','b.jpg']`; flags, and what follows them, stay.
+
+    A file is a file even where its name has a `=` in it.
+    """
+    known = get_args_parser().parse_known_args([word for word in arguments if word != "--version"])[0].overrides
+    plain = [word for word in known if not _CHOICE.match(word) or Path(word).is_file()]
+    kept = list(arguments)
+    for word in plain:
+        kept.remove(word)
+    quoted = [_in_quotes(word) for word in plain]
+    listed = [f"{key}=[{','.join(quoted)}]"] if plain else []
+    return listed + kept
+
+
+def _in_quotes(word: str) -> str:
+    """As Hydra's grammar has it: backslashes count only in front of a quote."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word) + "'"
 
 
 def _writes() -> bool:
