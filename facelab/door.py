@@ -58,8 +58,7 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str,
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)
     folder = str(configuration_folder())
-    if words is not None:
-        sys.argv[1:] = with_words(sys.argv[1:], words)
+    sys.argv[1:] = with_words(sys.argv[1:], words)
     sys.argv[1:] = [_quoted(_grouped(word, folder)) for word in sys.argv[1:]]
     failed: list[Exception] = []
     reached: list[DictConfig] = []
@@ -101,11 +100,13 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str,
         _end(line, 1)
 
 
-def with_words(arguments: Sequence[str], key: str) -> list[str]:
+def with_words(arguments: Sequence[str], key: str | None) -> list[str]:
     """Arguments in which `a.jpg b.jpg` has become `key=['a.jpg','b.jpg']`; flags, and what follows them, stay.
 
-    A file is a file even where its name has a `=` in it.
+    A file is a file even where its name has a `=` in it. Without a key nothing changes.
     """
+    if key is None:
+        return list(arguments)
     known = get_args_parser().parse_known_args([word for word in arguments if word != "--version"])[0].overrides
     plain = [word for word in known if not _CHOICE.match(word) or Path(word).is_file()]
     kept = list(arguments)

@@ -128,7 +128,8 @@ class Finder:
             )
         if self.face == "single" and len(large) > 1:
             raise ValueError(
-                f"{name}: has {len(large)} faces; cut out the one that is meant, or choose face=largest, central or best"
+                f"{name}: has {len(large)} faces; cut out the one that is meant, or choose face=largest, "
+                "central or best"
             )
         choice = CHOICES.get(self.face, CHOICES["best"])
         return max(large, key=lambda face: choice(face, height, width))

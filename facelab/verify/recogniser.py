@@ -1,10 +1,10 @@
 """`facelab.load_model`: a model with the way to it, from photographs to embeddings and to a verdict. No Hydra.
 
-    from facelab import load_model
+from facelab import load_model
 
-    model = load_model("model.onnx")
-    embeddings = model.embed(["a.jpg", "b.jpg"])  # (2,D) float32, of unit length
-    print(model.compare("a.jpg", "b.jpg", fmr=1e-3))
+model = load_model("model.onnx")
+embeddings = model.embed(["a.jpg", "b.jpg"])  # (2,D) float32, of unit length
+print(model.compare("a.jpg", "b.jpg", fmr=1e-3))
 """
 
 import difflib
@@ -88,7 +88,9 @@ class Recogniser:
         self.size, self.metadata = embedder.size, dict(embedder.metadata or {})
         self.mirrors_itself = _flag(self.metadata.get("mirror", False))
         if self.mirrors_itself and not mirror:
-            raise ValueError(f"mirror=false, but model={path} was exported with the mirrored image folded in: export anew")
+            raise ValueError(
+                f"mirror=false, but model={path} was exported with the mirrored image folded in: export anew"
+            )
         self.mirror, self.batch_size = mirror, batch_size
 
     def align(self, images: Photograph | Iterable[Photograph]) -> list[Aligned]:

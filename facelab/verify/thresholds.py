@@ -70,8 +70,8 @@ class Thresholds:
                 return point
         least = f"{short(self.points[-1].fmr)} is the lowest" if self.points else "there are none"
         raise ValueError(
-            f"fmr={fmr:g}: {self.benchmark} has {self.impostors:,} impostor pairs, of which thresholds for FMR {least}; "
-            "ask for a higher rate, or evaluate on more pairs (benchmark=frvt)"
+            f"fmr={fmr:g}: {self.benchmark} has {self.impostors:,} impostor pairs, and of the rates that they can state "
+            f"{least}; ask for a higher rate, or evaluate on more pairs (benchmark=frvt)"
         )
 
     def save(self, path: Path) -> None:
@@ -87,13 +87,17 @@ class Thresholds:
             ValueError: it is something else.
         """
         try:
-            points = tuple(Point(*(float(point[key]) for key in ("fmr", "threshold", "fnmr"))) for point in told["points"])
+            points = tuple(
+                Point(*(float(point[key]) for key in ("fmr", "threshold", "fnmr"))) for point in told["points"]
+            )
             return Thresholds(
                 str(told["benchmark"]), int(told["impostors"]), bool(told["mirror"]), str(told["model"]),
                 dict(told["stamp"]), points,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: holds no thresholds as facelab writes them ({error!r}): write them anew") from None
+            raise ValueError(
+                f"{where}: holds no thresholds as facelab writes them ({error!r}): write them anew"
+            ) from None
 
 
 def beside(model: Path) -> Path:
@@ -141,7 +145,11 @@ def of_evaluation(evaluation: str, known: Mapping[str, str], mirror: bool) -> Th
         raise FileNotFoundError(f"evaluation={evaluation}: has no scores; give a record of facelab.evaluate")
     record = files[0].absolute().parent.parent
     config = record / "config.yaml"
-    digest = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("checkpoint_sha256") if config.is_file() else None
+    digest = (
+        (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("checkpoint_sha256")
+        if config.is_file()
+        else None
+    )
     if digest not in known:
         names = " or ".join(f"{words} ({sha[:12]}…)" for sha, words in known.items())
         told = f"evaluated {str(digest)[:12]}…" if digest else "does not say what it evaluated"
@@ -149,7 +157,9 @@ def of_evaluation(evaluation: str, known: Mapping[str, str], mirror: bool) -> Th
     fitting = [file for file in files if _compares(file)]
     if len(fitting) != 1:
         names = ", ".join(str(file) for file in fitting) or "none"
-        raise ValueError(f"evaluation={evaluation}: one file of compared pairs is asked for, there are {names}: name it")
+        raise ValueError(
+            f"evaluation={evaluation}: one file of compared pairs is asked for, there are {names}: name it"
+        )
     found = _read(fitting[0], str(digest))
     if found.mirror != mirror:
         raise ValueError(

@@ -50,9 +50,7 @@ def open_recogniser(config: dict[str, Any]) -> Recogniser:
         ValueError, FileNotFoundError: see `load_model`.
     """
     check_kind("model", config["model"], str)
-    return load_model(
-        config["model"], detector=config["detector"], **{key: config[key] for key in RECOGNITION}
-    )
+    return load_model(config["model"], detector=config["detector"], **{key: config[key] for key in RECOGNITION})
 
 
 def operating_point(recogniser: Recogniser, config: dict[str, Any]) -> tuple[Point | None, str]:
