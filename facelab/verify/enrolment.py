@@ -46,28 +46,28 @@ def enrol(config: dict[str, Any]) -> Gallery:
             written.
     """
     check_kind("people", config["people"], list[str])
-    for key, kind in (("out", str), ("threads", int), ("index", str), ("strangers", str | None), ("progress", bool)):
+    for key, kind in (("out", str), ("readers", int), ("index", str), ("strangers", str | None), ("progress", bool)):
         check_kind(key, config[key], kind)
     if len(config["people"]) != 1:
         raise ValueError(
             f"one folder of people is enrolled, {len(config['people'])} were given: python -m facelab.enrol people/ …"
         )
-    if config["threads"] < 1:
-        raise ValueError(f"threads is {config['threads']}: give a number above 0")
+    if config["readers"] < 1:
+        raise ValueError(f"readers is {config['readers']}: give a number above 0")
     out = Path(config["out"]).expanduser()
     refuse_existing(out)
     names, files, person = people_of(config["people"][0], "people")
     others = None if config["strangers"] is None else people_of(config["strangers"], "strangers")[1]
     recogniser = open_recogniser(config)
-    threads, progress = config["threads"], config["progress"]
-    found = embed_files(recogniser, files, threads, progress, "enrolling")
+    readers, progress = config["readers"], config["progress"]
+    found = embed_files(recogniser, files, readers, progress, "enrolling")
     if not len(found.used):
         raise ValueError(f"people={config['people'][0]}: of nobody there is a face; the first: {found.failures[0][1]}")
     kept, owner = np.unique(person[found.used], return_inverse=True)
     gallery = make([names[i] for i in kept], found.embeddings, owner, stamp_of(recogniser), config["index"])
     strange, failures = None, found.failures
     if others is not None:
-        searched = embed_files(recogniser, others, threads, progress, "strangers")
+        searched = embed_files(recogniser, others, readers, progress, "strangers")
         strange, failures = searched.embeddings, failures + searched.failures
     scores, how = calibrate(gallery, found.embeddings, owner, strange)
     gallery = replace(gallery, strangers=scores, stamp={**gallery.stamp, "searches": how})
@@ -100,13 +100,13 @@ def people_of(folder: str, key: str) -> tuple[list[str], list[Path], np.ndarray]
     return names, files, np.repeat(np.arange(len(names)), [len(of[name]) for name in names])
 
 
-def embed_files(recogniser: Recogniser, files: Sequence[Path], threads: int, progress: bool, what: str) -> Enrolled:
+def embed_files(recogniser: Recogniser, files: Sequence[Path], readers: int, progress: bool, what: str) -> Enrolled:
     """Embeds the files of which there is a face, batch by batch.
 
     Args:
         recogniser: the model.
         files: photographs.
-        threads: that read and detect.
+        readers: threads that read and detect.
         progress: whether to show how far it is.
         what: is being done, for the bar.
 
@@ -123,7 +123,7 @@ def embed_files(recogniser: Recogniser, files: Sequence[Path], threads: int, pro
         except ValueError as error:
             return str(error)
 
-    with ThreadPoolExecutor(threads) as pool, Tracker(what, progress) as tell:
+    with ThreadPoolExecutor(readers) as pool, Tracker(what, progress) as tell:
         for start in range(0, len(files), recogniser.batch_size):
             batch = files[start : start + recogniser.batch_size]
             found = list(pool.map(aligned, batch))

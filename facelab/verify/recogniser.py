@@ -26,13 +26,17 @@ __all__ = ["Comparison", "Embedder", "Recogniser", "load_model"]
 
 
 class Embedder(Protocol):
-    """What `facelab.export` gives for any file."""
+    """What a recogniser needs of `facelab.export.loading.Embedder`."""
 
     size: int
-    convention: Any
-    metadata: Any
+    metadata: dict[str, Any]
+    mirror: bool  # whether the file mirrors by itself
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
+    @property
+    def embedding_size(self) -> int:
+        """D."""
+
+    def embed(self, images: np.ndarray, mirror: bool = False) -> np.ndarray:
         """(B,H,W,3) uint8 RGB → (B,D) float32, of unit length."""
 
 
@@ -85,9 +89,8 @@ class Recogniser:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: give a number above 0")
         self.path, self.embedder, self.finder = path, embedder, finder
-        self.size, self.metadata = embedder.size, dict(embedder.metadata or {})
-        self.mirrors_itself = _flag(self.metadata.get("mirror", False))
-        if self.mirrors_itself and not mirror:
+        self.size, self.metadata = embedder.size, embedder.metadata
+        if embedder.mirror and not mirror:
             raise ValueError(
                 f"mirror=false, but model={path} was exported with the mirrored image folded in: export anew"
             )
@@ -114,18 +117,12 @@ class Recogniser:
             ValueError, FileNotFoundError: see `align`.
         """
         rows = [self.embed_faces(faces) for faces in self._batches(images)]
-        return np.concatenate(rows) if rows else np.empty((0, self.dimension), np.float32)
+        return np.concatenate(rows) if rows else np.empty((0, self.embedder.embedding_size), np.float32)
 
     def embed_faces(self, faces: np.ndarray) -> np.ndarray:
         """The same of one batch of aligned faces (B,S,S,3) uint8 RGB."""
         assert faces.shape[1:] == (self.size, self.size, 3)
-        found = self.embedder.embed(np.ascontiguousarray(faces))
-        if self.mirror and not self.mirrors_itself:
-            found = found + self.embedder.embed(np.ascontiguousarray(faces[:, :, ::-1]))
-            found = found / np.linalg.norm(found, axis=1, keepdims=True)
-        if not np.isfinite(found).all():
-            raise ValueError(f"model={self.path}: gives embeddings that are not finite; export it in another precision")
-        return found.astype(np.float32, copy=False)
+        return self.embedder.embed(np.ascontiguousarray(faces), self.mirror)
 
     def compare(self, one: Photograph, other: Photograph, fmr: float | None = None) -> Comparison:
         """Whether two photographs show the same person.
@@ -200,11 +197,6 @@ class Recogniser:
             found[str(origin)] = "its checkpoint"
         return found
 
-    @cached_property
-    def dimension(self) -> int:
-        """D."""
-        return self.embedder.embed(np.zeros((1, self.size, self.size, 3), np.uint8)).shape[1]
-
     def _batches(self, images: Any) -> Iterator[np.ndarray]:
         direct = self.finder.detect != "yunet" and isinstance(images, np.ndarray) and images.dtype == np.uint8
         if direct and images.shape[1:] == (self.size, self.size, 3):
@@ -222,14 +214,14 @@ def load_model(path: str | Path, **options: Any) -> Recogniser:
 
     Args:
         path: the file.
-        options: what shall differ from conf/recognition.yaml: detect, face, min_size, mirror, batch_size, network;
-            detector is a file (YuNet's), or what shall differ from conf/detection.yaml.
+        options: what shall differ from conf/recognition.yaml: detect, face, min_size, mirror, batch_size, threads, precision,
+            network; detector is a file (YuNet's), or what shall differ from conf/detection.yaml.
 
     Raises:
         ValueError: an unknown option, one out of its range, or a file that is no such model.
         FileNotFoundError: there is no such file.
     """
-    from facelab.export.embedder import load_embedder
+    from facelab.export.loading import Runtime, load_embedder
 
     chosen = defaults("detection", "recognition")
     unknown = [name for name in options if name not in chosen]
@@ -241,9 +233,9 @@ def load_model(path: str | Path, **options: Any) -> Recogniser:
     own = {"model": str(detector)} if isinstance(detector, (str, Path)) else dict(detector)
     chosen |= {**options, "detector": chosen["detector"] | own}
     file = Path(path).expanduser()
-    network = chosen.pop("network")
-    embedder = load_embedder(file, **({} if network is None else {"network": network}))
     mirror, batch_size = chosen.pop("mirror"), chosen.pop("batch_size")
+    runtime = Runtime(chosen.pop("threads"), chosen.pop("precision"), chosen.pop("network"))
+    embedder = load_embedder(file, runtime, max(1, batch_size) if isinstance(batch_size, int) else 1)
     return Recogniser(file, embedder, Finder(embedder.size, **chosen), mirror, batch_size)
 
 
@@ -252,11 +244,6 @@ def _several(images: Any) -> Iterable[Any]:
     if isinstance(images, (str, Path, Aligned)) or (isinstance(images, np.ndarray) and images.ndim == 3):
         return [images]
     return images
-
-
-def _flag(told: Any) -> bool:
-    """What metadata hold as text in some formats."""
-    return told if isinstance(told, bool) else str(told).lower() in ("true", "1")
 
 
 def _digest(path: Path) -> str:

@@ -13,7 +13,7 @@ from facelab.verify.thresholds import Point, Thresholds, beside
 
 __all__ = ["verify"]
 
-RECOGNITION = ("network", "detect", "face", "min_size", "mirror", "batch_size")
+RECOGNITION = ("network", "detect", "face", "min_size", "mirror", "batch_size", "threads", "precision")
 
 
 def verify(config: dict[str, Any]) -> Comparison | None:

@@ -19,11 +19,14 @@ class Small:
     """Embeds by a fixed projection of coarse pixels; counts its calls."""
 
     def __init__(self, size=SIZE, dimension=32, **metadata):
-        self.size, self.convention, self.metadata = size, None, metadata
-        self.batches = []
+        self.size, self.mirror, self.metadata = size, metadata.pop("mirror", False), metadata
+        self.batches, self.embedding_size = [], dimension
         self.projection = np.random.default_rng(5).normal(size=(192, dimension))
 
-    def embed(self, images):
+    def embed(self, images, mirror=False):
+        if mirror and not self.mirror:
+            rows = self.embed(images) + self.embed(images[:, :, ::-1])
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
         self.batches.append(len(images))
         coarse = np.stack([cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA) for image in images])
         rows = (coarse.reshape(len(images), -1) - 120.0) @ self.projection

@@ -55,7 +55,10 @@ def test_the_threshold_keeps_its_fpir_with_and_without_strangers():
     rows, person = drawn()
     gallery = gallery_of(rows, person)
     scores, how = calibrate(gallery, rows, person, None)
-    brute = [max(float(row @ gallery.templates[j]) for j in range(40) if j != own) for row, own in zip(rows, person)]
+    brute = [
+        max(float(row @ gallery.templates[j]) for j in range(40) if j != own)
+        for row, own in zip(rows, person, strict=True)
+    ]
     np.testing.assert_allclose(scores, sorted(brute, reverse=True), atol=1e-6)
     assert how == "120 enrolled images, each without its own person"
     strangers = drawn(seed=9)[0]
@@ -159,13 +162,13 @@ def test_what_is_no_gallery_is_told(opened):
     gallery = gallery_of(*drawn(people=3))
     with pytest.raises(ValueError, match="embeddings of 16 numbers, the model gives 8"):
         gallery.search(np.ones((1, 8), np.float32), 1)
+    (opened / "empty").mkdir()
     with pytest.raises(ValueError, match="no photographs"):
-        (opened / "empty").mkdir()
         enrolment.enrol(choices("enrol", people=[str(opened / "empty")], out=str(opened / "g")))
     bad = opened / "people" / "a"
     bad.mkdir(parents=True)
     (bad / "1.jpg").write_text("no image")
-    with pytest.raises(ValueError, match="of nobody there is a face; the first: .*1.jpg"):
+    with pytest.raises(ValueError, match=r"of nobody there is a face; the first: .*1\.jpg"):
         enrolment.enrol(choices("enrol", people=[str(bad.parent)], out=str(opened / "g")))
     assert not (opened / "g").exists()
     assert render(0, 1, 0, SIZE, 0.3).shape == (SIZE, SIZE, 3)

@@ -1,5 +1,0 @@
-"""Stand-in until the other branch is there."""
-
-
-def load_embedder(path, **options):
-    raise NotImplementedError
