@@ -214,8 +214,8 @@ def load_model(path: str | Path, **options: Any) -> Recogniser:
 
     Args:
         path: the file.
-        options: what shall differ from conf/recognition.yaml: detect, face, min_size, mirror, batch_size, threads, precision,
-            network; detector is a file (YuNet's), or what shall differ from conf/detection.yaml.
+        options: what shall differ from conf/recognition.yaml: detect, face, min_size, mirror, batch_size, threads,
+            precision, network; detector is a file (YuNet's), or what shall differ from conf/detection.yaml.
 
     Raises:
         ValueError: an unknown option, one out of its range, or a file that is no such model.

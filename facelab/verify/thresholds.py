@@ -70,8 +70,8 @@ class Thresholds:
                 return point
         least = f"{short(self.points[-1].fmr)} is the lowest" if self.points else "there are none"
         raise ValueError(
-            f"fmr={fmr:g}: {self.benchmark} has {self.impostors:,} impostor pairs, and of the rates that they can state "
-            f"{least}; ask for a higher rate, or evaluate on more pairs (benchmark=frvt)"
+            f"fmr={fmr:g}: {self.benchmark} has {self.impostors:,} impostor pairs; of the rates that they can state "
+            f"{least}: ask for a higher rate, or evaluate on more pairs (benchmark=frvt)"
         )
 
     def save(self, path: Path) -> None:
