@@ -49,7 +49,8 @@ def fits(engines: list[Engine], measured: list[Measured], budget: float) -> list
             for mirror in (True, False):
                 total = one.spread(*stages_of(one, detects, mirror))
                 left = 1000 * budget - total.p99
-                words = f"{'detected and aligned' if detects else 'aligned already'}, {'with' if mirror else 'without'} mirror"
+                words = "detected and aligned" if detects else "aligned already"
+                words += ", with mirror" if mirror else ", without mirror"
                 more = max(0, int(left / one.spread("embed").p99))
                 rows.append(Fit(engine.name, words, total.median, total.p99, left >= 0, more))
     order = {engine.name: one.spread("embed").median for engine, one in zip(engines, measured, strict=True)}

@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 __all__ = ["ALLOWED", "BUSY", "Used", "Watch", "limit", "pin"]
 
-_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 BUSY = 0.02  # share of the time from which on a thread counts
 ALLOWED = 1.05  # CPU seconds for each second and thread: clocks, and what the system charges
 
