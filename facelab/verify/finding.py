@@ -24,6 +24,7 @@ Photograph = str | Path | np.ndarray
 DETECT = ("auto", "yunet", "none")
 FACES = ("single", *CHOICES)
 _MOST_PIXELS = 1 << 27  # 400 MB once decoded; cameras have up to 200 million, and shrink them themselves
+_RIVAL = 0.5  # of the largest face's size: what is smaller stands in the background
 _MOST_BYTES = 1 << 29  # of a file
 
 
@@ -126,12 +127,13 @@ class Finder:
                 f"{name}: its largest face has {most:.0f} pixels, and {self.min_size} are asked for: give a larger "
                 "photograph, or a lower min_size"
             )
-        if self.face == "single" and len(large) > 1:
+        rivals = [face for face in large if face.side >= _RIVAL * max(one.side for one in large)]
+        if self.face == "single" and len(rivals) > 1:
             raise ValueError(
-                f"{name}: has {len(large)} faces; cut out the one that is meant, or choose face=largest, "
+                f"{name}: has {len(rivals)} faces; cut out the one that is meant, or choose face=largest, "
                 "central or best"
             )
-        choice = CHOICES.get(self.face, CHOICES["best"])
+        choice = CHOICES.get(self.face, CHOICES["largest"])
         return max(large, key=lambda face: choice(face, height, width))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def draw(comparison: Comparison, qualities: Sequence[Quality], measured_on: str)
     with rc_context(style.SETTINGS):
         figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI)
         canvas = FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.16), left=0.07, right=0.93, top=0.8, bottom=0.17,
-                                   wspace=0.1, hspace=0.6)  # fmt: skip
+        grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.16), left=0.07, right=0.93, top=0.8, bottom=0.2,
+                                   wspace=0.1, hspace=0.75)  # fmt: skip
         figure.text(0.07, 0.935, word, fontsize=17, fontweight="bold", color=color, va="center")
         figure.text(0.93, 0.935, f"score {comparison.score:.4f}", fontsize=13, ha="right", va="center")
         for place, (face, quality) in enumerate(zip(comparison.faces, qualities, strict=True)):
@@ -53,9 +54,9 @@ def draw(comparison: Comparison, qualities: Sequence[Quality], measured_on: str)
                 spine.set_color(color)
                 spine.set_linewidth(2)
             axes.set_title(_short(Path(face.name).name), fontsize=9, fontweight="normal")
-            axes.set_xlabel(str(quality), fontsize=7.5, color=style.GREY)
+            axes.set_xlabel(_lines(quality), fontsize=7.5, color=style.GREY)
         _scale(figure.add_subplot(grid[1, :]), comparison, color)
-        figure.text(0.07, 0.03, measured_on, fontsize=7.5, color=style.GREY)
+        figure.text(0.07, 0.06, textwrap.fill(measured_on, 96), fontsize=7.5, color=style.GREY, va="top")
     return canvas
 
 
@@ -82,6 +83,12 @@ def _scale(axes: Axes, comparison: Comparison, color: str) -> None:
         right = threshold > 0.75
         axes.text(threshold, 1.12, f"threshold {threshold:.3f}", fontsize=8, ha="right" if right else "left")
     axes.plot([comparison.score], [0.5], marker="o", ms=9, color=color, clip_on=False)
+
+
+def _lines(quality: Quality) -> str:
+    """In two lines, which fit below a face."""
+    words = str(quality).split(", ")
+    return ", ".join(words[:2]) + ("\n" + ", ".join(words[2:]) if len(words) > 2 else "")
 
 
 def _short(name: str) -> str:

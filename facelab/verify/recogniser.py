@@ -39,6 +39,9 @@ class Embedder(Protocol):
     def embed(self, images: np.ndarray, mirror: bool = False) -> np.ndarray:
         """(B,H,W,3) uint8 RGB → (B,D) float32, of unit length."""
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """The same as the file gives it, of any length where `metadata["unit"]` is false."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -144,6 +147,12 @@ class Recogniser:
         vectors = self.embed_faces(np.stack([one.pixels, other.pixels])).astype(np.float64)
         score = float(vectors[0] @ vectors[1] / np.linalg.norm(vectors[0]) / np.linalg.norm(vectors[1]))
         return Comparison(score, None if point is None else score >= point.threshold, point, (one, other))
+
+    def norms(self, faces: np.ndarray) -> np.ndarray | None:
+        """(B,) lengths of the embeddings of (B,S,S,3) faces; None of a model that gives only directions."""
+        if self.metadata.get("unit", True):
+            return None
+        return np.linalg.norm(self.embedder.features(faces).astype(np.float64), axis=1)
 
     def point(self, fmr: float, evaluation: str | None = None) -> Point:
         """The threshold at a false match rate.

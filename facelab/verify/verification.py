@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from facelab import __version__
 from facelab.atomic import atomic
 from facelab.benchmark.pairs import short
@@ -108,7 +110,9 @@ def _tell(recogniser: Recogniser, found: Comparison, measured_on: str, out: str 
     from facelab.verify.quality import brisque_or_none, quality_of
 
     brisque = brisque_or_none()
-    qualities = [quality_of(face, brisque) for face in found.faces]
+    norms = recogniser.norms(np.stack([face.pixels for face in found.faces]))
+    told = [None, None] if norms is None else norms.tolist()
+    qualities = [quality_of(face, brisque, norm) for face, norm in zip(found.faces, told, strict=True)]
     verdict = {True: "same person", False: "different people", None: "no verdict"}[found.same]
     threshold = "" if found.point is None else f"   threshold {found.point.threshold:.4f}"
     print(f"{verdict}   score {found.score:.4f}{threshold}\n{measured_on}")

@@ -76,7 +76,7 @@ def test_a_comparison_is_symmetric_and_its_verdict_is_the_thresholds(tmp_path):
     [
         ([], "no face in 160 x 120 pixels"),
         ([(0, 0, 12)], "its largest face has 12 pixels, and 20 are asked for"),
-        ([(0, 0, 40), (80, 40, 40)], "has 2 faces; cut out the one"),
+        ([(0, 0, 40), (80, 40, 60), (120, 0, 29)], "has 2 faces; cut out the one"),
     ],
 )
 def test_a_photograph_without_one_face_is_refused_by_its_name(tmp_path, places, message):
@@ -90,10 +90,10 @@ def test_a_photograph_without_one_face_is_refused_by_its_name(tmp_path, places, 
 def test_which_face_and_where_it_comes_to_lie():
     image = np.zeros((120, 160, 3), np.uint8)
     image[40:100, 80:140] = (200, 10, 20)
-    for face, small in (("largest", False), ("single", True)):
-        finder = Finder(SIZE, "auto", DETECTOR, face, 41 if small else 20)
-        finder.prepare = found((0, 0, 40), (80, 40, 60)).prepare
-        aligned = finder(image, "here")  # of single, the smaller one is passed over
+    for face, other in (("largest", 40), ("single", 29)):  # of single, what is small stands in the background
+        finder = Finder(SIZE, "auto", DETECTOR, face, 20)
+        finder.prepare = found((0, 0, other), (80, 40, 60)).prepare
+        aligned = finder(image, "here")
         assert (aligned.found, aligned.face.side, aligned.pixels.shape) == (2, 60, (SIZE, SIZE, 3))
         assert tuple(aligned.pixels[SIZE // 2, SIZE // 2]) == (200, 10, 20)  # RGB in, RGB out
 

@@ -48,7 +48,7 @@ def test_each_rate_is_kept_on_the_scores_themselves(tmp_path):
         assert (impostor >= point.threshold).mean() <= point.fmr
         assert point.fnmr == pytest.approx((genuine < point.threshold).mean(), abs=1e-12)
         assert 1 - point.fnmr >= best.tar - 0.02  # the curve's points are close together
-    with pytest.raises(ValueError, match=r"fmr=0\.0001: lfw has 2,000 impostor pairs, .* 5e-4 is the lowest"):
+    with pytest.raises(ValueError, match=r"fmr=0\.0001: lfw has 2,000 impostor pairs; .* 5e-4 is the lowest"):
         found.at(1e-4)
 
 
