@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from facelab.export.base import Runtime, Writing, as_torch
+from facelab.export.folding import fold
 from facelab.export.loading import Embedder, formats
 
 __all__ = ["OFFERS", "PRECISIONS", "Engine", "Maker", "build", "of_file"]
@@ -84,6 +85,7 @@ def _written(name: str, casts: bool) -> Callable[[Maker, str], Callable[[np.ndar
         kind = next(one for one in formats() if one.name == name)
         kind.check(writes=True)
         module = copy.deepcopy(maker.module)
+        fold(module, torch.from_numpy(maker.calibration[:2]))  # as exports do it
         if casts and precision == "bf16":
             module = module.cast(torch.bfloat16)
         file = maker.folder / f"{maker.network}-{name}-{precision}{kind.suffix}"
