@@ -62,7 +62,7 @@ def test_cpu_time_beyond_the_wall_is_no_single_thread():
     assert not Used(1.0, 1.06, 1).within(1)
     assert Used(1.0, 1.9, 2).within(2)
     for wrong in (0, True, "1"):
-        with pytest.raises(ValueError, match="threads is .*: give a whole number above 0"):
+        with pytest.raises(ValueError, match=r"threads is .*: give a whole number above 0"):
             limit(wrong)
 
 
