@@ -131,7 +131,10 @@ def build(recogniser: Recogniser, gallery: Gallery | None, config: dict[str, Any
 
 def _photograph(gradio: Any, label: str) -> Any:
     """A place for a file, which is handed on as it is: facelab reads it, with its own limits."""
-    return gradio.Image(label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=260)
+    return gradio.Image(
+        label=label, type="filepath", image_mode=None, sources=["upload", "clipboard"], height=260,
+        elem_id=label.replace(" ", "-"),
+    )  # fmt: skip
 
 
 def _given(file: str | None) -> str:

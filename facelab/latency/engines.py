@@ -83,7 +83,7 @@ def _written(name: str, casts: bool) -> Callable[[Maker, str], Callable[[np.ndar
 
     def make(maker: Maker, precision: str) -> Callable[[np.ndarray], np.ndarray]:
         kind = next(one for one in formats() if one.name == name)
-        kind.check(writes=True)
+        kind.check(precision)
         module = copy.deepcopy(maker.module)
         fold(module, torch.from_numpy(maker.calibration[:2]))  # as exports do it
         if casts and precision == "bf16":

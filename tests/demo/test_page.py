@@ -5,12 +5,13 @@ import sys
 
 import numpy as np
 import pytest
-from recognising import SIZE, faces, recogniser
+from recognising import faces, recogniser
 
 from facelab.configuration import defaults
 from facelab.demo import page as pages
 from facelab.verify.gallery import calibrate, make
 
+SECONDS = 300  # for whatever a browser does, on a machine that is busy with other things
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -49,7 +50,6 @@ def test_in_a_browser(tmp_path, monkeypatch):
     if CHROMIUM is None:
         pytest.skip("needs a Chromium on the path")
     folder = faces(tmp_path / "f", people=4, images=3)
-    (tmp_path / "bad.png").write_bytes((folder / "p0" / "0.png").read_bytes()[:700])
     model = recogniser(tmp_path)
     gallery = gallery_of(model, folder)
     monkeypatch.setattr(pages, "open_recogniser", lambda config: model)
@@ -61,23 +61,20 @@ def test_in_a_browser(tmp_path, monkeypatch):
         with play.sync_playwright() as player:
             browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             tab = browser.new_page(viewport={"width": 1000, "height": 1300})
+            tab.set_default_timeout(SECONDS * 1000)
             tab.on("request", lambda request: asked.append(request.url))
             tab.on("console", lambda message: said.append(message.text))
             answer = tab.goto(page.local_url)
             assert answer.headers["content-security-policy"] == pages.POLICY
-            uploads = tab.locator("input[type=file]")
-            uploads.nth(0).wait_for(state="attached", timeout=60_000)
-            uploads.nth(0).set_input_files(folder / "p0" / "0.png")
-            tab.locator("img").nth(0).wait_for(timeout=60_000)
-            tab.locator("input[type=file]").nth(0).set_input_files(folder / "p1" / "0.png")
-            tab.locator("img").nth(1).wait_for(timeout=60_000)
+            for place, file in (("one-photograph", "p0/0.png"), ("another-photograph", "p1/0.png")):
+                put(tab, place, folder / file)
             tab.get_by_role("button", name="Compare").click()
-            tab.get_by_text("different people: score").wait_for(timeout=60_000)
+            tab.get_by_text("different people: score").wait_for()
             tab.screenshot(path=tmp_path / "compared.png")
             tab.get_by_role("tab", name="Who is it?").click()
-            tab.locator("input[type=file]:visible, input[type=file]").last.set_input_files(folder / "p2" / "1.png")
+            put(tab, "photograph", folder / "p2" / "1.png")
             tab.get_by_role("button", name="Search 4 people").click()
-            tab.get_by_role("heading", name="p2").wait_for(timeout=60_000)
+            tab.get_by_role("heading", name="p2").wait_for()
             tab.screenshot(path=tmp_path / "searched.png")
             browser.close()
     finally:
@@ -85,10 +82,11 @@ def test_in_a_browser(tmp_path, monkeypatch):
     outside = [url for url in asked if not url.startswith((page.local_url, "data:", "blob:"))]
     assert len(asked) > 3
     assert outside == []
-    assert [text for text in said if "Content Security Policy" in text and "http" in text.split("'")[1]] == []
-    assert size_of(tmp_path / "compared.png") > 10_000
-    assert model.size == SIZE
+    assert [text for text in said if "Content Security Policy" in text] == []
+    assert (tmp_path / "compared.png").stat().st_size > 10_000
 
 
-def size_of(path):
-    return path.stat().st_size
+def put(tab, place, file):
+    """Uploads a file, and waits for its preview."""
+    tab.locator(f"#{place} input[type=file]").set_input_files(file)
+    tab.locator(f"#{place} img").first.wait_for()
