@@ -107,7 +107,16 @@ def with_words(arguments: Sequence[str], key: str | None) -> list[str]:
     """
     if key is None:
         return list(arguments)
-    known = get_args_parser().parse_known_args([word for word in arguments if word != "--version"])[0].overrides
+    parser = get_args_parser()
+
+    def leave(message: str) -> NoReturn:
+        raise _Usage(message)
+
+    parser.error = leave  # type: ignore[method-assign]
+    try:
+        known = parser.parse_known_args([word for word in arguments if word != "--version"])[0].overrides
+    except _Usage:  # of flags, which `_check_flags` refuses in its own words
+        return list(arguments)
     plain = [word for word in known if not _CHOICE.match(word) or Path(word).is_file()]
     kept = list(arguments)
     for word in plain:

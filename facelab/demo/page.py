@@ -1,7 +1,7 @@
 """A small page with the same functions: two photographs compared, one searched for in a gallery, on this machine alone.
 
-Gradio's telemetry is off, fonts are the browser's own, and a policy in the header of every answer keeps the browser from
-asking anybody else.
+Gradio's telemetry is off, fonts are the browser's own, and a policy in the header of every answer keeps the browser
+from asking anybody else.
 """
 
 from __future__ import annotations

@@ -120,10 +120,11 @@ def _photographs(config: dict[str, Any], detector: YuNet | None) -> list[np.ndar
     files = config["photographs"]
     if not files:
         return [_rendered(detector, config["size"])]
+    finder = Finder(config["size"], "yunet", config["detector"], "best", 1)
     for file in files:
         open_photograph(file)
         if detector is not None:
-            Finder(config["size"], "yunet", config["detector"], "best", 1)(file)
+            finder(file)
     return [np.fromfile(Path(file).expanduser(), np.uint8) for file in files]
 
 

@@ -67,7 +67,8 @@ class Finder:
         if min_size < 1:
             raise ValueError(f"min_size is {min_size}: give a number of pixels above 0")
         self.size, self.detect, self.face, self.min_size = size, detect, face, min_size
-        self._options, self._detector = dict(detector), None
+        self._options = dict(detector)
+        self._detector: YuNet | None = None
 
     def prepare(self) -> YuNet:
         """The detector, made at the first call.
@@ -173,7 +174,7 @@ def _check_pixels(path: Path, encoded: np.ndarray) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(encoded)) as image:
+            with Image.open(io.BytesIO(encoded.data)) as image:
                 width, height = image.size
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: has too many pixels, {_MOST_PIXELS:,} at most are read ({error})") from None

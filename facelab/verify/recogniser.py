@@ -63,7 +63,8 @@ class Comparison:
         if self.point is None:
             return f"score {self.score:.4f}"
         verdict = "same person" if self.same else "different people"
-        return f"{verdict}: score {self.score:.4f}, threshold {self.point.threshold:.4f} at FMR {self.point.fmr:g}"
+        stated = "" if self.point.fmr != self.point.fmr else f" at FMR {self.point.fmr:g}"  # NaN of a threshold given
+        return f"{verdict}: score {self.score:.4f}, threshold {self.point.threshold:.4f}{stated}"
 
 
 class Recogniser:
@@ -242,6 +243,10 @@ def load_model(path: str | Path, **options: Any) -> Recogniser:
     own = {"model": str(detector)} if isinstance(detector, (str, Path)) else dict(detector)
     chosen |= {**options, "detector": chosen["detector"] | own}
     file = Path(path).expanduser()
+    check_kind("threads", chosen["threads"], int | None)
+    if chosen["precision"] not in (None, "fp32", "bf16") or (chosen["threads"] or 1) < 1:
+        told = f"threads={chosen['threads']}, precision={chosen['precision']}"
+        raise ValueError(f"{told}: give a number above 0, and fp32 or bf16; null leaves it to the runtime")
     mirror, batch_size = chosen.pop("mirror"), chosen.pop("batch_size")
     runtime = Runtime(chosen.pop("threads"), chosen.pop("precision"), chosen.pop("network"))
     embedder = load_embedder(file, runtime, max(1, batch_size) if isinstance(batch_size, int) else 1)

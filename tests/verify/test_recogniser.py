@@ -131,6 +131,7 @@ def test_what_cannot_be_read_is_told_in_one_line_and_without_filling_the_memory(
         ({"detect": "mtcnn"}, "detect is 'mtcnn': give one of auto, yunet, none"),
         ({"faces": "largest"}, "no option 'faces': did you mean face"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"precision": "int8"}, "threads=None, precision=int8: give a number above 0"),
         ({"mirror": "yes"}, "mirror is 'yes'"),
     ],
 )

@@ -106,6 +106,7 @@ def test_plain_words_are_photographs(tmp_path, monkeypatch):
     assert with_words(["mode=1.jpg", "fmr=1"], "p") == ["p=['mode=1.jpg']", "fmr=1"]
     assert with_words(["~fmr", "+x=1", "./a=b"], "p") == ["p=['./a=b']", "~fmr", "+x=1"]
     assert with_words(["a.jpg"], None) == ["a.jpg"]
+    assert with_words(["a.jpg", "--cfg"], "p") == ["a.jpg", "--cfg"]  # which is refused in words of its own
 
 
 def test_the_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
