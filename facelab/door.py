@@ -26,26 +26,23 @@ try:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+    from facelab.configuration import configuration_folder
     from facelab.job import Job, writes
     from facelab.multirun import Failed, Look, Stopped, Sweep, swept_keys
 except KeyboardInterrupt:  # these take a third of a second, and nobody else is there yet to say it in one line
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
 
+__all__ = ["configuration_folder", "open_door", "with_words"]
+
 HYDRAS_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LONGEST_NAME = 120
+_CHOICE = re.compile(r"(\+\+?|~)?[A-Za-z_][\w./@]*=|~[A-Za-z_]")  # how key=value begins
 # Overrides that say where or how comfortably a job goes, not what it is; they do not name it.
 NAMELESS = (
     *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress", "teacher", "tune"),
     *("batch_size", "accelerator", "check", "progress", "loader", "embeddings"),  # of an evaluation
 )
-
-
-def configuration_folder() -> Path:
-    """`conf/` inside the installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    inside = here / "conf"
-    return inside if inside.is_dir() else here.parent / "conf"
 
 
 _ABSENT = object()  # the value of a key that there is not
@@ -60,6 +57,7 @@ def open_door(
     config_name: str,
     program: str,
     look: Callable[[DictConfig, Path], Look] | None = None,
+    words: str | None = None,
 ) -> None:
     """Composes the configuration from the command line and calls `task`; what is the user's to mend ends in one line.
 
@@ -68,10 +66,12 @@ def open_door(
         config_name: the primary file in conf/, without its suffix.
         program: the module that is run, for messages.
         look: of a job of several, (configuration, run directory) → what is known before it starts; it may refuse it.
+        words: the key of the list that words without `=` go to, such as photographs; null: they are refused.
     """
     # Hydra's own one-line errors name neither the nearest option nor the mend; ours need the exceptions themselves.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     folder = str(configuration_folder())
+    sys.argv[1:] = with_words(sys.argv[1:], words)
     sys.argv[1:] = [_quoted(_grouped(word, folder)) for word in sys.argv[1:]]
     explain = partial(_explain, folder=folder, config_name=config_name, program=program)
     job = Job(task, look, explain, program)
@@ -101,6 +101,37 @@ def open_door(
         if type(error).__name__ == "Interrupted":
             _end(line if writes() else "", 130)
         _end(line, 1)
+
+
+def with_words(arguments: Sequence[str], key: str | None) -> list[str]:
+    """Arguments in which `a.jpg b.jpg` has become `key=['a.jpg','b.jpg']`; flags, and what follows them, stay.
+
+    A file is a file even where its name has a `=` in it. Without a key nothing changes.
+    """
+    if key is None:
+        return list(arguments)
+    parser = get_args_parser()
+
+    def leave(message: str) -> NoReturn:
+        raise _Usage(message)
+
+    parser.error = leave  # type: ignore[method-assign]
+    try:
+        known = parser.parse_known_args([word for word in arguments if word != "--version"])[0].overrides
+    except _Usage:  # of flags, which `_check_flags` refuses in its own words
+        return list(arguments)
+    plain = [word for word in known if not _CHOICE.match(word) or Path(word).is_file()]
+    kept = list(arguments)
+    for word in plain:
+        kept.remove(word)
+    quoted = [_in_quotes(word) for word in plain]
+    listed = [f"{key}=[{','.join(quoted)}]"] if plain else []
+    return listed + kept
+
+
+def _in_quotes(word: str) -> str:
+    """As Hydra's grammar has it: backslashes count only in front of a quote."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word) + "'"
 
 
 def _check_flags(program: str) -> None:

@@ -29,6 +29,7 @@ from facelab.compare.__main__ import with_folders
 from facelab.data.folder import FolderFaces
 from facelab.data.synthetic import render
 from facelab.distill.base import Shapes
+from facelab.door import with_words
 from facelab.training import teaching
 from facelab.training.record import read_history
 
@@ -44,7 +45,18 @@ DOORS = {
     "facelab.export": "export",
     "facelab.prepare": "prepare",
     "facelab.quality": "quality",
+    "facelab.verify": "verify",
+    "facelab.enrol": "enrol",
+    "facelab.identify": "identify",
+    "facelab.latency": "latency",
+    "facelab.demo": "demo",
 }  # module → its primary configuration
+WORDS = {
+    "facelab.verify": "photographs",
+    "facelab.enrol": "people",
+    "facelab.identify": "photographs",
+    "facelab.latency": "photographs",
+}  # module → the key of its plain words
 NAMED = re.compile(r"# (\S+\.(?:py|yaml))\n")  # the first line of a block that is a file
 
 
@@ -132,7 +144,11 @@ def test_a_printed_command_composes(words, composer):
     assert importlib.util.find_spec(door), f"there is no {door}"
     if door not in DOORS:
         return
-    given = overrides_of(with_folders(rest) if door == "facelab.compare" else rest)
+    given = (
+        overrides_of(with_folders(rest))
+        if door == "facelab.compare"
+        else with_words(overrides_of(rest), WORDS.get(door))
+    )
     if own_options() & set(given) or "--config-dir" in rest:
         return  # the reader's own options: done literally below, or by the README's test
     for point in points(given):

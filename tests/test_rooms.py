@@ -64,7 +64,10 @@ def test_doors_open_at_once():
     """`--help` must not wait for torch."""
     heavy = ["torch", "numpy", "cv2", "pytorch_lightning", "wandb", "matplotlib", "rich"]
     doors = ["facelab", "facelab.door", "facelab.train", "facelab.evaluate", "facelab.status"]
-    doors += [f"facelab.{room}.__main__" for room in ("compare", "export", "prepare", "quality")]
+    doors += ["facelab.enrol", "facelab.identify", "facelab.latency.threads"]
+    doors += [
+        f"facelab.{room}.__main__" for room in ("compare", "demo", "export", "latency", "prepare", "quality", "verify")
+    ]
     code = f"import sys, {', '.join(doors)}; print([n for n in sys.argv[1:] if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

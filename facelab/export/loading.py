@@ -119,7 +119,7 @@ def formats() -> tuple[Format, ...]:
     """All formats of conf/format, those first that hold whole models."""
     import yaml
 
-    from facelab.door import configuration_folder
+    from facelab.configuration import configuration_folder
 
     found = []
     for file in sorted((configuration_folder() / "format").glob("*.yaml")):

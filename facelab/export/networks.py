@@ -71,7 +71,7 @@ def node_of(backbone: Any, size: int) -> Any:
     """
     from omegaconf import OmegaConf
 
-    from facelab.door import configuration_folder
+    from facelab.configuration import configuration_folder
 
     if not isinstance(backbone, str):
         return None if backbone is None else OmegaConf.create(backbone)
