@@ -280,7 +280,7 @@ def _job_name(*, _root_: DictConfig) -> str:
 
     What a file of sweeps/ sweeps over is named with a default, too: it differs within the folder of that sweep.
     """
-    config = _root_.get("hydra") or HydraConfig.get()
+    config: Any = _root_.get("hydra") or HydraConfig.get()
     overrides = OverridesParser.create().parse_overrides(list(config.overrides.task))
     groups = set(config.runtime.choices)
     choices = [o for o in overrides if o.key_or_group in groups or (o.is_delete() and "." not in o.key_or_group)]

@@ -45,14 +45,15 @@ class Job:
     def __call__(self, config: DictConfig) -> Any:
         """Hydra's: does the task."""
         self.reached.append(config)
-        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        hydra_config: Any = HydraConfig.get()
+        several = hydra_config.mode == RunMode.MULTIRUN
         try:
             return self.task(config)
         except BaseException as error:
             if several and isinstance(error, SystemExit) and not error.code:
                 return None
-            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
-            if several and type(error).__name__ == "Interrupted" and not launches_processes(HydraConfig.get()):
+            _remove_empty(Path(hydra_config.runtime.output_dir))
+            if several and type(error).__name__ == "Interrupted" and not launches_processes(hydra_config):
                 raise Stopped(str(error)) from error  # whoever pressed Ctrl-C does not want the next job to begin
             if several and isinstance(error, (Exception, SystemExit)) and type(error).__name__ != "Interrupted":
                 raise self._failure(error) from error
@@ -62,7 +63,7 @@ class Job:
 
     def _failure(self, error: BaseException) -> JobFailed:
         """The error of one job among several, as one line; all of it is written to the job's log."""
-        hydra_config = HydraConfig.get()
+        hydra_config: Any = HydraConfig.get()
         line = self.explain(error) if isinstance(error, Exception) else None
         reason = line or " ".join(f"{type(error).__name__}: {error}".split())
         log = OmegaConf.select(hydra_config, "job_logging.handlers.file.filename")

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from facelab.atomic import atomic
 from facelab.door import _grouped, _quoted, configuration_folder
+from facelab.multirun import combinations
 
 
 def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
@@ -36,8 +37,8 @@ def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         fixed = [o.input_line for o in parser.parse_overrides(words) if not o.is_sweep_override()]
         whole = hydra.compose("config", fixed, return_hydra_config=True)
-        params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
-        batch = BasicSweeper.split_arguments(parser.parse_overrides([*params, *words]), None)[0]
+        params, tune = whole.hydra.sweeper.params or {}, OmegaConf.select(whole, "tune")
+        batch = combinations(params, words, GlobalHydra.instance().config_loader(), tune)
         composed = [hydra.compose("config", list(overrides), return_hydra_config=True) for overrides in batch]
         found = [(str(one.job), list(overrides), one) for overrides, one in zip(batch, composed, strict=True)]
     return Path(whole.hydra.sweep.dir), found
