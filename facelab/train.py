@@ -17,7 +17,7 @@ def run(config: Any) -> float | None:
 
     from facelab.training.fit import train
 
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     one_process = hydra.mode == RunMode.MULTIRUN and not launches_processes(hydra)
     metrics = train(config, choices, Path(hydra.runtime.output_dir), one_process)
     return metrics.get("val/accuracy", metrics.get("val/top1"))
