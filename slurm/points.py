@@ -1,12 +1,13 @@
 """The points of a sweep, for slurm/sweep.sbatch: writes them to a file, a line each, and prints what sbatch must know.
 
     python slurm/points.py sweeps=losses seed=1,2,3
-    runs/losses/.slurm/20261126-101500.points 9 1 1
+    runs/losses/.slurm/20261126-101500-4711.points 9 1 1
 
 that is the file, the number of points that are not finished yet, and trainer.num_nodes and trainer.devices of each. A
 line is the job's name and its overrides, between tabs.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from facelab.atomic import atomic
-from facelab.door import _grouped, _quoted, configuration_folder
+from facelab.door import _explain, _grouped, _quoted, configuration_folder
 
 
 def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
@@ -45,7 +46,13 @@ def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
 
 def main() -> None:
     """The command line."""
-    where, found = points(sys.argv[1:])
+    try:
+        where, found = points(sys.argv[1:])
+    except Exception as error:
+        line = _explain(error, str(configuration_folder()), "config", "facelab.train")
+        if line is None:
+            raise
+        sys.exit(f"facelab: {line}")
     names = [name for name, _, _ in found]
     if len(set(names)) < len(names):
         sys.exit("facelab: several points would share one run directory: leave job=… out, then each has its own")
@@ -53,7 +60,7 @@ def main() -> None:
     if len(sizes) > 1:
         sys.exit("facelab: all points of an array get the same resources: sweep over trainer.devices in several calls")
     left = [(name, overrides) for name, overrides, _ in found if not (where / name / "metrics.json").is_file()]
-    file = where / ".slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}.points"
+    file = where / ".slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.points"
     file.parent.mkdir(parents=True, exist_ok=True)
     if left:
         with atomic(file) as temporary:
