@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from facelab.atomic import atomic
 from facelab.door import _explain, _grouped, _quoted, configuration_folder
+from facelab.multirun import combinations
 
 
 def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
@@ -34,11 +34,11 @@ def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
     folder = str(configuration_folder())
     words = [_quoted(_grouped(word, folder)) for word in words]
     with hydra.initialize_config_dir(folder, version_base="1.3"):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        loader = GlobalHydra.instance().config_loader()
+        parser = OverridesParser.create(config_loader=loader)
         fixed = [o.input_line for o in parser.parse_overrides(words) if not o.is_sweep_override()]
         whole = hydra.compose("config", fixed, return_hydra_config=True)
-        params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
-        batch = BasicSweeper.split_arguments(parser.parse_overrides([*params, *words]), None)[0]
+        batch = combinations(whole.hydra.sweeper.params or {}, words, loader, whole.get("tune"))
         composed = [hydra.compose("config", list(overrides), return_hydra_config=True) for overrides in batch]
         found = [(str(one.job), list(overrides), one) for overrides, one in zip(batch, composed, strict=True)]
     return Path(whole.hydra.sweep.dir), found
