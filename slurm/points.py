@@ -1,12 +1,13 @@
 """The points of a sweep, for slurm/sweep.sbatch: writes them to a file, a line each, and prints what sbatch must know.
 
     python slurm/points.py sweeps=losses seed=1,2,3
-    runs/losses/.slurm/20261126-101500.points 9 1 1
+    runs/losses/.slurm/20261126-101500-4711.points 9 1 1
 
 that is the file, the number of points that are not finished yet, and trainer.num_nodes and trainer.devices of each. A
 line is the job's name and its overrides, between tabs.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from facelab.atomic import atomic
-from facelab.door import _grouped, _quoted, configuration_folder
+from facelab.door import _explain, _grouped, _quoted, configuration_folder
 from facelab.multirun import combinations
 
 
@@ -34,11 +35,11 @@ def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
     folder = str(configuration_folder())
     words = [_quoted(_grouped(word, folder)) for word in words]
     with hydra.initialize_config_dir(folder, version_base="1.3"):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        loader = GlobalHydra.instance().config_loader()
+        parser = OverridesParser.create(config_loader=loader)
         fixed = [o.input_line for o in parser.parse_overrides(words) if not o.is_sweep_override()]
         whole = hydra.compose("config", fixed, return_hydra_config=True)
-        params, tune = whole.hydra.sweeper.params or {}, OmegaConf.select(whole, "tune")
-        batch = combinations(params, words, GlobalHydra.instance().config_loader(), tune)
+        batch = combinations(whole.hydra.sweeper.params or {}, words, loader, OmegaConf.select(whole, "tune"))
         composed = [hydra.compose("config", list(overrides), return_hydra_config=True) for overrides in batch]
         found = [(str(one.job), list(overrides), one) for overrides, one in zip(batch, composed, strict=True)]
     return Path(whole.hydra.sweep.dir), found
@@ -46,7 +47,13 @@ def points(words: list[str]) -> tuple[Path, list[tuple[str, list[str], Any]]]:
 
 def main() -> None:
     """The command line."""
-    where, found = points(sys.argv[1:])
+    try:
+        where, found = points(sys.argv[1:])
+    except Exception as error:
+        line = _explain(error, str(configuration_folder()), "config", "facelab.train")
+        if line is None:
+            raise
+        sys.exit(f"facelab: {line}")
     names = [name for name, _, _ in found]
     if len(set(names)) < len(names):
         sys.exit("facelab: several points would share one run directory: leave job=… out, then each has its own")
@@ -54,7 +61,7 @@ def main() -> None:
     if len(sizes) > 1:
         sys.exit("facelab: all points of an array get the same resources: sweep over trainer.devices in several calls")
     left = [(name, overrides) for name, overrides, _ in found if not (where / name / "metrics.json").is_file()]
-    file = where / ".slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}.points"
+    file = where / ".slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.points"
     file.parent.mkdir(parents=True, exist_ok=True)
     if left:
         with atomic(file) as temporary:
