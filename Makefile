@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-data test-gpu test-versions lint format bench margins wheel clean
+.PHONY: help setup train test test-data test-gpu test-slurm test-versions lint format bench margins wheel clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-data: $(READY) ## the tests on real faces alone (../shared/data)
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(RUN) -m pytest -m gpu $(ARGS)
 
+test-slurm: $(READY) ## the tests on a Slurm cluster of one machine, started for them (root; Debian's slurm-wlm, munge)
+	@$(RUN) slurm/cluster.py $(RUN) -m pytest -m slurm tests/slurm $(ARGS)
+
 test-versions: $(READY) ## all tests on every Python there is, with the lowest and newest libraries; hours, gigabytes
 	@$(RUN) tests/versions.py $(ARGS)
 
@@ -51,6 +54,7 @@ bench: $(READY) ## measure loader, training step and start-up; results go to ben
 	@$(RUN) benchmarks/train_step.py --backbones tiny --precisions bf16 --ours both prelu memory none --batch 128
 	@$(RUN) benchmarks/distillers.py
 	@$(RUN) benchmarks/startup.py
+	@$(RUN) benchmarks/sweep.py
 	@$(RUN) benchmarks/epoch_start.py
 
 margins: $(READY) ## draw what the margins of conf/loss do: docs/margins.png

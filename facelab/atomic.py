@@ -17,7 +17,8 @@ _MANY = 64  # files of a folder, from which on the system writes out all it has
 def atomic(path: Path | str) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what was written there gets the final name when the block ends well.
 
-    A crash or an exception inside leaves the old file, if there was one, and never half of a new one.
+    A crash or an exception inside leaves the old file, if there was one, and never half of a new one. An error of the
+    system (a full disk) names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, name):  # of a write the system names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,18 +20,23 @@ try:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
+    from hydra.core.plugins import Plugins
     from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+
+    from facelab.job import Job, writes
+    from facelab.multirun import Failed, Look, Stopped, Sweep, swept_keys
 except KeyboardInterrupt:  # these take a third of a second, and nobody else is there yet to say it in one line
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
 
+HYDRAS_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LONGEST_NAME = 120
 # Overrides that say where or how comfortably a job goes, not what it is; they do not name it.
 NAMELESS = (
-    *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress", "teacher"),
+    *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress", "teacher", "tune"),
     *("batch_size", "accelerator", "check", "progress", "loader", "embeddings"),  # of an evaluation
 )
 
@@ -43,43 +48,41 @@ def configuration_folder() -> Path:
     return inside if inside.is_dir() else here.parent / "conf"
 
 
+_ABSENT = object()  # the value of a key that there is not
+
+
 class _Usage(Exception):
     """What was typed is neither key=value nor a flag."""
 
 
-def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str) -> None:
+def open_door(
+    task: Callable[[DictConfig], Any],
+    config_name: str,
+    program: str,
+    look: Callable[[DictConfig, Path], Look] | None = None,
+) -> None:
     """Composes the configuration from the command line and calls `task`; what is the user's to mend ends in one line.
 
     Args:
         task: gets the composed configuration.
         config_name: the primary file in conf/, without its suffix.
         program: the module that is run, for messages.
+        look: of a job of several, (configuration, run directory) → what is known before it starts; it may refuse it.
     """
     # Hydra's own one-line errors name neither the nearest option nor the mend; ours need the exceptions themselves.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)
     folder = str(configuration_folder())
     sys.argv[1:] = [_quoted(_grouped(word, folder)) for word in sys.argv[1:]]
-    failed: list[Exception] = []
-    reached: list[DictConfig] = []
-
-    def job(config: DictConfig) -> Any:
-        """The task, with its error kept for us."""
-        # Hydra would add two lines of its own to an error. A multirun must see it, to count the job as failed.
-        reached.append(config)
-        try:
-            return task(config)
-        except BaseException as error:
-            _remove_empty(Path(HydraConfig.get().runtime.output_dir))
-            if not isinstance(error, Exception) or HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            failed.append(error)
-
+    explain = partial(_explain, folder=folder, config_name=config_name, program=program)
+    job = Job(task, look, explain, program)
     try:
         _check_flags(program)
+        Plugins.instance().class_name_to_class[HYDRAS_SWEEPER] = Sweep
         hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(job)()
-        if failed:
-            raise failed[0]
+        if job.failed:
+            raise job.failed[0]
+    except Stopped as stopped:
+        _end(str(stopped), 130)
     except KeyboardInterrupt:
         _end("interrupted before it began; nothing was changed by it", 130)
     except BrokenPipeError:  # `--help | head`: whoever reads has seen enough
@@ -88,23 +91,16 @@ def open_door(task: Callable[[DictConfig], Any], config_name: str, program: str)
     except Exception as error:
         if os.environ.get("FACELAB_TRACEBACK"):
             raise
-        line = _explain(error, folder, config_name, program)
+        line = str(error) if isinstance(error, Failed) else explain(error)
         if line is None:
             raise
         # Before it calls a job, Hydra makes its folder.
-        if isinstance(error, OSError) and error.errno is not None and not reached:
+        if isinstance(error, OSError) and error.errno is not None and not job.reached:
             reason = f"cannot be made ({error.strerror}): give another place with out=FOLDER"
             line = f"run directory {error.filename} {reason}"
         if type(error).__name__ == "Interrupted":
-            _end(line if _writes() else "", 130)
+            _end(line if writes() else "", 130)
         _end(line, 1)
-
-
-def _writes() -> bool:
-    """Whether this process is the first of its run: the others stop with it, and need not say so as well."""
-    from facelab.training.strategy import launched_rank  # there already, since training was interrupted
-
-    return launched_rank() == 0
 
 
 def _check_flags(program: str) -> None:
@@ -158,15 +154,6 @@ def _quoted(word: str) -> str:
     return word
 
 
-def _remove_empty(folder: Path) -> None:
-    """Hydra has made the job's folder, and perhaps the one of its name: where nothing came to lie in them, they go."""
-    here = Path.cwd()
-    for made in (folder, folder.parent):
-        if made != here and made not in here.parents:  # which Hydra has not made, empty or not
-            with suppress(OSError):
-                made.rmdir()
-
-
 def _end(line: str, code: int) -> NoReturn:
     if line:
         print(f"facelab: {line}", file=sys.stderr)
@@ -177,6 +164,8 @@ def _explain(error: Exception, folder: str, config_name: str, program: str) -> s
     """One line for an error that the user can mend; None for a fault of ours, which keeps its traceback."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and option.startswith("submitit_"):  # on which slurm and local are built
+            return "hydra/launcher=slurm and local need submitit, which is not installed: pip install 'facelab[slurm]'"
         near = _nearest(option, list(error.options or []))
         return f"{group or 'the configuration'} has no option {option!r}: {near}{_listed(error.options or [])}"
     if isinstance(error, OverrideParseException):
@@ -256,28 +245,38 @@ def _paths(tree: dict[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _job_name(*, _root_: DictConfig) -> str:
-    """The choices that differ from the defaults, in a fixed order: the same choices always give the same name."""
+    """The choices that differ from the defaults, in a fixed order: the same choices always give the same name.
+
+    What a file of sweeps/ sweeps over is named with a default, too: it differs within the folder of that sweep.
+    """
     config = _root_.get("hydra") or HydraConfig.get()
     overrides = OverridesParser.create().parse_overrides(list(config.overrides.task))
     groups = set(config.runtime.choices)
     choices = [o for o in overrides if o.key_or_group in groups or (o.is_delete() and "." not in o.key_or_group)]
-    composed: dict[tuple[str, ...], DictConfig] = {}
-    kept = []
+    swept = swept_keys(OmegaConf.select(config, "sweeper.params") or {})
+    typed = {override.key_or_group for override in overrides}
+    values = {key: _value(_root_, config, key) for key in sorted(swept - typed)}
+    kept = [_named(_parsed(key, value)) for key, value in values.items() if value is not _ABSENT]
     for override in overrides:
         key = override.key_or_group
         if any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in NAMELESS):
             continue
         # Another option has other defaults: after optimizer=adamw, the poly schedule and SGD's rate are no defaults.
         before = [o for o in choices if o is not override and (override not in choices or _depth(o) < _depth(override))]
-        given = tuple(str(o.input_line) for o in before)
-        if given not in composed:
-            composed[given] = _composed(str(config.job.config_name), list(given))
         if override.is_delete():
             kept.append(f"~{key}")
-        elif _default(composed[given], key) != override.value():
-            kept.append(f"{key.replace('/', '.')}={_spoken(override)}")
-    # Options of groups before values: a name that is cut short still says which loss and which network.
-    kept.sort(key=lambda choice: (not choice.startswith("checkpoint="), "." in choice.split("=")[0], choice))
+        elif key in swept or _before(str(config.job.config_name), before, key) != override.value():
+            kept.append(_named(override))
+    # What is swept over, then options of groups, then values: a name that is cut short still says what differs.
+    first = {key.replace("/", ".") for key in swept}
+    kept.sort(
+        key=lambda word: (
+            not word.startswith("checkpoint="),
+            (key := word.split("=")[0]) not in first,
+            "." in key,
+            word,
+        )
+    )
     name = ",".join(kept).removeprefix("checkpoint=") or "defaults"
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -293,15 +292,30 @@ def _depth(override: Override) -> int:
     return 0 if key in ("experiment", "sweeps") else 1 + key.count("/") + (key == "head")
 
 
-def _default(config: DictConfig, key: str) -> Any:
-    if key in config.hydra.runtime.choices:
-        return config.hydra.runtime.choices[key]
-    return OmegaConf.select(config, key, throw_on_missing=False)
+def _before(config_name: str, given: list[Override], key: str) -> Any:
+    """What a key has where only these choices are made."""
+    composed = _composed(GlobalHydra.instance().config_loader(), config_name, tuple(str(o.input_line) for o in given))
+    return _value(composed, composed.hydra, key)
 
 
-def _composed(config_name: str, overrides: list[str]) -> DictConfig:
-    loader = GlobalHydra.instance().config_loader()
-    return loader.load_configuration(config_name, overrides=overrides, run_mode=RunMode.RUN)
+def _value(config: DictConfig, hydra_config: DictConfig, key: str) -> Any:
+    if key in hydra_config.runtime.choices:
+        return hydra_config.runtime.choices[key]
+    return OmegaConf.select(config, key, default=_ABSENT)
+
+
+@lru_cache(maxsize=64)  # the jobs of a sweep have most of these in common, and each takes a fifth of a second
+def _composed(loader: Any, config_name: str, overrides: tuple[str, ...]) -> DictConfig:
+    return loader.load_configuration(config_name, overrides=list(overrides), run_mode=RunMode.RUN)
+
+
+def _parsed(key: str, value: Any) -> Override:
+    """A value as if it had been typed."""
+    return OverridesParser.create().parse_override(_quoted(f"{key}={'null' if value is None else value}"))
+
+
+def _named(override: Override) -> str:
+    return f"{override.key_or_group.replace('/', '.')}={_spoken(override)}"
 
 
 def _spoken(override: Override) -> str:
@@ -320,3 +334,7 @@ def _spoken_checkpoint(path: Path) -> str:
     folder = path.expanduser().absolute().parent
     above = [folder.parent.parent.name, folder.parent.name] if folder.name == "checkpoints" else [folder.name]
     return "_".join([*above, path.stem])
+
+
+# A launcher's process opens no door: it finds the resolver because the job, when it is unpickled, asks for this module.
+OmegaConf.register_new_resolver("facelab.job", _job_name, use_cache=False, replace=True)

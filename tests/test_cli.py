@@ -166,19 +166,3 @@ def test_two_processes_train_with_sharded_centres(tmp_path):
     (run / "metrics.json").unlink()  # as if it had been stopped before its report: one process makes it from the shards
     finish(start(tmp_path, *arguments, "trainer.devices=1"))
     assert (run / "metrics.json").is_file()
-
-
-def test_a_basic_multirun_of_several_processes_is_refused(tmp_path):
-    process = start(tmp_path, "-m", *TINY, "seed=1,2", "trainer.devices=2", "trainer.accelerator=cpu", "logger=csv")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "multirun" in err.splitlines()[-1]
-    assert "submitit" in err.splitlines()[-1]
-
-
-def test_a_multirun_makes_a_directory_for_each_point(tmp_path):
-    finish(start(tmp_path, "-m", *TINY, "loss=arcface,cosface", "trainer.max_steps=2", "logger=csv", "name=pair"))
-    jobs = sorted(path.name for path in (tmp_path / "runs" / "pair").iterdir() if path.is_dir())
-    assert len(jobs) == 2
-    assert sum("loss=cosface" in job for job in jobs) == 1
-    assert all((tmp_path / "runs" / "pair" / job / "metrics.json").is_file() for job in jobs)

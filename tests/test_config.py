@@ -12,6 +12,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
+from facelab import multirun  # noqa: F401, what it resolves
 from facelab.distill.base import Shapes
 from facelab.prepare.detect import YuNet
 from facelab.training import network, objective, teaching
@@ -65,6 +66,7 @@ def placeholders(tmp_path_factory):
         ("data", "union"): {"data.roots": [root / "folder", root / "recordio"]},
         **{("experiment", name): given for name, given in experiments.items()},
         ("sweeps", "askd"): student,
+        ("sweeps", "distillers"): {"teacher": root / "best.ckpt"},
     }
 
 

@@ -27,8 +27,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from facelab import train
-from facelab.training import checkpoint
-from facelab.training import logging as logging_room
+from facelab.training import checkpoint, wandb_run
 
 SIZE = 32
 SMALL = [
@@ -371,7 +370,7 @@ def test_wandb_that_cannot_be_reached(typed, faces, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(base_url=url)))
-    monkeypatch.setattr(logging_room, "getproxies", dict)
+    monkeypatch.setattr(wandb_run, "getproxies", dict)
     line = typed.told("data=folder", f"data.root={faces}", "logger=wandb", "logger.mode=online")
     assert line.startswith("W&B cannot be reached (127.0.0.1: Connection refused)")
     assert line.endswith("set logger.mode=offline and sync later, or logger=csv for metrics.csv alone")

@@ -26,6 +26,11 @@ def _person(seed: int, identity: int) -> Identity:
     return draw_identity(_generator(seed, _PERSON, identity, 0))
 
 
+def melanin(seed: int, identity: int) -> float:
+    """Skin of a person, 0 fair … 1 dark."""
+    return draw_identity(_generator(seed, _PERSON, identity, 0)).melanin
+
+
 def render(seed: int, identity: int, sample: int, size: int, nuisance: float) -> np.ndarray:
     """Render one image (size, size, 3) uint8 RGB: a pure function of its arguments.
 
@@ -100,11 +105,16 @@ class SyntheticFaces:
         # Another process draws its own images: these are many megabytes.
         return type(self), self._arguments
 
+    def _number(self, identity: int) -> int:
+        """Which person of the population an identity is."""
+        return identity
+
     def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return image `index` (size, size, 3) uint8 RGB, read-only; several threads may ask at once. Leaves `out`."""
         if not self._drawn[index]:
             identity = int(self.labels[index])
-            image = render(self.seed, identity, int(index - self._first[identity]), self.size, self.nuisance)
+            sample = int(index - self._first[identity])
+            image = render(self.seed, self._number(identity), sample, self.size, self.nuisance)
             # Two threads may draw the same image: they write the same bytes. The flag is set after the pixels.
             with self._lock:
                 self._images[index] = image

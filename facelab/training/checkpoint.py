@@ -283,8 +283,9 @@ def _write(path: Path, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> N
         with atomic(path) as temporary:
             save_file(contiguous, temporary, metadata={"facelab": json.dumps(meta)})
     except (OSError, SafetensorError) as error:  # a full disk, mostly
+        reason = getattr(error, "strerror", None) or error
         raise OSError(
-            f"checkpoint {path} cannot be written ({error}): mend that (free some space), and start the same command "
+            f"checkpoint {path} cannot be written ({reason}): mend that (free some space), and start the same command "
             "again; it goes on from the checkpoint before"
         ) from error
 

@@ -76,11 +76,12 @@ class FaceData(pl.LightningDataModule):
         progress: where the run stands; the loader starts there.
         transforms: what processes do to each image before it goes to the device; None: threads load it as it is.
         sampler: makes the plan of (labels, batch_size, seed).
+        others: a data set whose people are reported on, where the benchmark has no pairs; None: those held out.
 
     Raises:
         ValueError: where the batch is larger than the data, the processes are more than the identities, too few
-            identities can be held out, there are no such images to train on as were chosen, or the sampler cannot make
-            a batch of them.
+            identities can be held out, there are no such images to train on as were chosen, the sampler cannot make a
+            batch of them, or both the benchmark and `others` are to be reported on.
         FileNotFoundError: where the benchmark's files are missing.
     """
 
@@ -97,8 +98,15 @@ class FaceData(pl.LightningDataModule):
         progress: Progress,
         transforms: Albumentations | None,
         sampler: Callable[..., Plan],
+        others: Any,
     ):
         super().__init__()
+        if others is not None and (benchmark.path is not None or closed_set.is_closed(source, benchmark)):
+            raise ValueError(
+                "data.report names people to report on, and so does the benchmark: leave benchmark.path out, or set "
+                "data.report=null"
+            )
+        self.others = None if others is None else faces(others, others.labels, np.unique(others.labels))
         self.transforms, self.sampler = transforms, sampler
         self.source, self.loader, self.options = source, loader, options
         self.seed, self.draws, self.progress = seed, draws, progress
@@ -123,10 +131,13 @@ class FaceData(pl.LightningDataModule):
             self.selection = None if shares.chooses is None else benchmark.select(shares.chooses)
             self.report = benchmark.open(shares.reports)
         else:
-            labels, trained, chooses, reports = divide(source.labels, kept, self.holdout, benchmark.path is None)
+            own = benchmark.path is None and self.others is None
+            labels, trained, chooses, reports = divide(source.labels, kept, self.holdout, own)
             if len(chooses):
                 self.selection = faces(source, labels, chooses).draw("val", *_draw(benchmark))
-            if benchmark.path is None:
+            if self.others is not None:
+                self.report = benchmark.open(self.others)
+            elif own:
                 self.report = benchmark.open(faces(source, labels, reports) if len(reports) else None)
             self.taken = take(labels, trained, self.choices)
         self.subset, self.labels = self.taken.images, self.taken.labels

@@ -31,7 +31,7 @@ from facelab.training.progress import Tracker, show_choices, show_result, track
 from facelab.training.record import RunDirectory, differences
 from facelab.training.retraced import compare_classes, open_source, retrace
 from facelab.training.strategy import keep_memory
-from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights
+from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
 
 NO_HEAD = "torch.nn.Identity"
 
@@ -157,7 +157,8 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         copy.logger = _logger(evaluation, directory)
         directory.start(plain)
         directory.describe(None, {"wandb": copy.version, "input": convention(evaluation.backbone)})
-        show_choices(_choices(evaluation), str(directory.path))
+        show_choices({**_choices(evaluation), **copy.about}, str(directory.path))
+        copy.follow(directory.path / "metrics.csv")  # which an evaluation has not: it begins anew
         began = time.perf_counter()
         rows, embedded = _embeddings(evaluation)
         answers = closed_set.answers(evaluation.benchmark, rows, evaluation.speaks)
@@ -177,8 +178,8 @@ def _evaluate(evaluation: Evaluation, directory: RunDirectory) -> dict[str, floa
         }
         save_all(directory.path / "scores", result)
         directory.finish(metrics)
-        picture = report.draw(directory.path)
-        copy.publish(metrics, picture)
+        report.draw(directory.path)
+        copy.publish(metrics, directory.path)
         show_result(metrics, result.all_notes(), str(directory.path))
         return metrics
     except KeyboardInterrupt:
@@ -344,6 +345,10 @@ def _held_out(config: DictConfig, path: Path, meta: Mapping[str, Any] | None, be
         shares = closed_set.share_out(source, kept, before["holdout"], before.get("take"))
         compare_classes(len(shares.taken.identities), path, meta)
         return shares.reports
+    others = meta["config"]["data"].get("report")
+    if others is not None:  # of whom its run has reported
+        source = instantiate(safe("checkpoint", others, "data", path))
+        return faces(source, source.labels, np.unique(source.labels))
     found = retrace(config, path, meta)
     if len(found.held) == 0:
         raise ValueError(

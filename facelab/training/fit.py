@@ -20,7 +20,7 @@ from facelab.data.albumentation import Albumentations
 from facelab.data.inspect import Inspection
 from facelab.loss.base import Loss
 from facelab.report import run as report
-from facelab.training import centres, checkpoint
+from facelab.training import centres, checkpoint, launching
 from facelab.training.checkpoint import Progress
 from facelab.training.closed_set import check_classes
 from facelab.training.datamodule import FaceData
@@ -29,7 +29,7 @@ from facelab.training.finite import Diverged
 from facelab.training.groups import GroupSheet, about_head
 from facelab.training.inspection import FILE, about_images, look_at_images, record_of_images
 from facelab.training.keeper import Keeper, Recorder
-from facelab.training.logging import Copy
+from facelab.training.logging import Copy, tags_of
 from facelab.training.module import FaceModule
 from facelab.training.network import about_input, build_backbone, check_learning, convention
 from facelab.training.objective import about_loss, build_loss, class_weights
@@ -41,7 +41,7 @@ from facelab.training.strategy import keep_memory, launched_rank, peak_memory, s
 from facelab.training.teaching import Teaching, taught
 
 # What a data group says beside the data set itself.
-COMMON = ("known", "inspect", "holdout", "take", "augment", "degrade", "sampler", "albumentations", "loader")
+COMMON = ("known", "inspect", "holdout", "report", "take", "augment", "degrade", "sampler", "albumentations", "loader")
 
 
 @dataclass
@@ -77,6 +77,7 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     Raises:
         ValueError, FileNotFoundError: something in the configuration or its files is wrong; said before training.
         Interrupted: a signal asked the run to stop; it has saved its checkpoint.
+        QueuedAgain: the same in a job of submitit, which comes back.
     """
     quiet()
     check_kinds(plain)
@@ -86,14 +87,20 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     if one_process and options.world > 1:
         raise ValueError(
             f"trainer.devices × trainer.num_nodes is {options.world}, and in a multirun every further process would "
-            "start a multirun of its own: use hydra/launcher=submitit_local or submitit_slurm, or run point by point"
+            "start a multirun of its own: use hydra/launcher=local or slurm, or run point by point"
         )
+    launching.meet(options)
     writes = launched_rank() == 0
-    with closing(RunDirectory(where, plain, writes)) as directory:
-        if directory.finished:
-            return show_finished(directory, "This run is finished; nothing was trained.")
-        run = _build(config, plain, options, directory)
-        return _train(run, writes)
+    stop = StopRequest()
+    try:
+        with closing(RunDirectory(where, plain, writes)) as directory:
+            if directory.finished:
+                return show_finished(directory, "This run is finished; nothing was trained.")
+            run = _build(config, plain, options, directory)
+            return _train(run, stop, writes)
+    except Interrupted as error:
+        stop.queue_again(str(error))  # with everything saved and closed, W&B included
+        raise
 
 
 def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
@@ -129,6 +136,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         progress,
         None if config.data.albumentations is None else Albumentations(plain["data"]["albumentations"]),
         instantiate(config.data.sampler, _partial_=True),
+        None if config.data.report is None else instantiate(config.data.report),
     )
 
     # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.
@@ -170,7 +178,7 @@ def _backbone(config: Any, meta: Mapping[str, Any] | None) -> Any:
     return network
 
 
-def _train(run: Run, writes: bool) -> dict[str, float]:
+def _train(run: Run, stop: StopRequest, writes: bool) -> dict[str, float]:
     plain, progress, directory = run.plain, run.progress, run.directory
     copy, history = Copy(None), None
     try:
@@ -183,8 +191,9 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
             history = History(directory.path / "metrics.csv", resumed, progress.validated)
             images = record_of_images(run.data.source, plain["data"]["known"], run.found, run.data.taken)
             directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
-            show_choices(_choices(run), str(directory.path))
-        with StopRequest() as stop:
+            show_choices({**_choices(run), **copy.about}, str(directory.path))
+            copy.follow(history.path)
+        with stop:
             keeper = _keeper(run, stop)
             recorder = Recorder(history, copy, run.options.log_every)
             display = Display(run.options.progress and writes)
@@ -200,8 +209,8 @@ def _train(run: Run, writes: bool) -> dict[str, float]:
         save_all(directory.path / "scores", result)
         directory.note(peak_memory=peak_memory(run.options.on_gpu))
         directory.finish(metrics)
-        picture = report.draw(directory.path)
-        copy.publish(metrics, picture)
+        report.draw(directory.path)
+        copy.publish(metrics, directory.path)
         show_result(metrics, result.all_notes(), str(directory.path))
         return metrics
     except Diverged as error:
@@ -264,6 +273,7 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=strategy(options.world),
+        plugins=launching.plugins(),
         precision=options.lightning_precision,  # type: ignore[arg-type]
         deterministic=options.deterministic,
         callbacks=callbacks,
@@ -286,7 +296,7 @@ def _logger(run: Run) -> Any:
         group=plain["name"],
         job=plain["job"],
         job_type="train",
-        tags=[_kind(plain["loss"]), _kind(plain["backbone"]), _set(plain["data"])],
+        tags=tags_of(plain),
     )
 
 

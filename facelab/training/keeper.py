@@ -103,6 +103,7 @@ class Keeper(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Everything is put back as it was when the run stopped."""
+        self.stop.take_back()
         if self.resumed:
             checkpoint.load(self.run.last, module, trainer.optimizers[0])
             module.unpack_window()
@@ -112,12 +113,14 @@ class Keeper(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """A validation that was given up is made good before training goes on, with the weights of then."""
+        self.stop.take_back()
         if self.resumed:
             checkpoint.load(self.run.last, module)
             module.unpack_window()
 
     def on_test_start(self, trainer: pl.Trainer, module: Any) -> None:
         """The report is on the best checkpoint, or on the last where nobody was held out to choose by."""
+        self.stop.take_back()
         if self.run.best.is_file():
             self.reported = checkpoint.load(self.run.best, shipped(module))
         else:
@@ -129,7 +132,8 @@ class Keeper(pl.Callback):
         if rank_and_world()[1] > 1 and step % VOTE_EVERY and not self._is_due(step):
             return
         late = self.every_minutes is not None and time.monotonic() - self._saved > 60 * self.every_minutes
-        asked, late = self._agree(module, self.stop.received is not None, late)
+        asked, warned, late = self._agree(module, self.stop.received is not None, self.stop.warned, late)
+        self.stop.hear(asked, warned)
         if asked or ((self._is_due(step) or late) and not module.data.validates_at(step)):
             self.save(trainer, module)
         if asked:
@@ -198,6 +202,6 @@ class Keeper(pl.Callback):
     def _leave(self, module: Any) -> None:
         step, steps = module.progress.step, module.data.steps
         raise Interrupted(
-            f"stopped by {self.stop.received or 'a signal to another rank'} after step {step:,} of {steps:,}; "
+            f"stopped by {self.stop.received} after step {step:,} of {steps:,}; "
             f"saved {self.run.last}. The same command, started again, goes on from there."
         )

@@ -1,133 +1,50 @@
-"""Weights & Biases, online with a key and offline without one; and no logger at all."""
+"""Where a run's record goes besides its directory: to W&B, TensorBoard, or nowhere. What goes there is a copy."""
 
-import hashlib
+from __future__ import annotations
+
 import logging
-import os
-import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import TYPE_CHECKING, Any, Protocol
 
 from facelab.training.preemption import Interrupted
+from facelab.training.record import read_history
+
+if TYPE_CHECKING:
+    from facelab.training.exhibit import Exhibit
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10  # seconds for W&B's server to take a connection; W&B itself waits for minutes
+Row = Mapping[str, float]
 
 
-def wandb_id(group: str, job: str) -> str:
-    """The W&B id of a job: the same at every start, so that a resumed run continues its own history."""
-    return hashlib.sha256(f"{group}/{job}".encode()).hexdigest()[:16]
+class Logger(Protocol):
+    """What takes the copy.
 
-
-def wandb_logger(
-    project: str,
-    entity: str | None,
-    mode: str,
-    run: Path,
-    config: Mapping[str, Any],
-    group: str,
-    job: str,
-    job_type: str,
-    tags: Sequence[str],
-) -> Any:
-    """Lightning's W&B logger for a run.
-
-    Args:
-        project: W&B project.
-        entity: user or team; None is the key's own.
-        mode: auto (online with a key and a server that answers, else offline), online, offline or disabled.
-        run: the run directory; W&B writes into its folder wandb/.
-        config: the resolved configuration.
-        group: the sweep's or experiment's name.
-        job: what differs from the defaults.
-        job_type: train, evaluate, …
-        tags: words to filter by.
-
-    Raises:
-        ValueError: where `mode` is none of these, its server does not answer to `online`, or W&B cannot be started.
+    Attributes:
+        name: of the program behind it, for messages.
+        identity: the run's name there, which finds it again; None where it has none.
+        where: an address or a command that shows it.
     """
-    known = ("auto", "online", "offline", "disabled")
-    if mode not in known:
-        raise ValueError(f"logger.mode is {mode!r}: give one of {', '.join(known)}")
-    import wandb
-    from pytorch_lightning.loggers import WandbLogger
 
-    mode = _reachable_mode(mode)
-    logger = WandbLogger(
-        project=project,
-        entity=entity,
-        name=job,
-        id=wandb_id(group, job),
-        resume="allow",
-        group=group,
-        job_type=job_type,
-        tags=list(tags),
-        config=dict(config),
-        save_dir=run,
-        settings=wandb.Settings(mode=mode, silent=True, console="off"),  # type: ignore[arg-type]
-    )
-    getattr(logger, "_wandb_init", {}).pop("anonymous", None)  # Lightning hands it on, W&B warns of it
-    try:
-        logger.experiment.define_metric("trainer/global_step", hidden=True)
-        logger.experiment.define_metric("*", step_metric="trainer/global_step")
-    except wandb.errors.Error as error:
-        raise ValueError(
-            f"W&B cannot be started ({error}): set logger.mode=offline and sync later, or logger=csv for "
-            "metrics.csv alone"
-        ) from None
-    return logger
+    name: str
+    identity: str | None
 
+    @property
+    def where(self) -> str: ...  # noqa: D102
 
-def _reachable_mode(mode: str) -> str:
-    """What `mode` comes to where W&B's server may not answer: then `auto` is offline, and `online` is refused."""
-    asked = mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-    unreachable = _why_unreachable() if mode == "online" else None
-    if unreachable is None:
-        return mode
-    if asked == "online":
-        raise ValueError(
-            f"W&B cannot be reached ({unreachable}): set logger.mode=offline and sync later, or logger=csv for "
-            "metrics.csv alone"
-        )
-    log.warning("W&B cannot be reached (%s): this run is offline, `wandb sync` sends it later", unreachable)
-    return "offline"
+    def follow(self, rows: Sequence[Row]) -> None:
+        """What metrics.csv holds when the run starts: the rows that a resumed run keeps, in their order."""
 
+    def log(self, values: Row, step: int) -> None:
+        """A further row of metrics.csv."""
 
-def _has_key() -> bool:
-    """Whether W&B has a key, without asking its server whether it is a good one."""
-    import wandb
+    def publish(self, exhibit: Exhibit) -> None:
+        """What there is to be shown at the end."""
 
-    settings = wandb.setup().settings
-    if os.environ.get("WANDB_API_KEY") or settings.api_key:
-        return True
-    try:
-        known = netrc(os.environ.get("NETRC") or Path.home() / ".netrc")
-    except (OSError, NetrcParseError):
-        return False
-    return known.authenticators(urlsplit(settings.base_url).hostname or "") is not None
-
-
-def _why_unreachable() -> str | None:
-    """Why W&B's server takes no connection; None where it does, or where a proxy stands between."""
-    import wandb
-
-    server = urlsplit(wandb.setup().settings.base_url)
-    if server.hostname is None or getproxies().get(server.scheme):
-        return None
-    port = server.port or (80 if server.scheme == "http" else 443)
-    try:
-        socket.create_connection((server.hostname, port), timeout=PATIENCE).close()
-    except OSError as error:
-        return f"{server.hostname}: {error.strerror or error}"
-    return None
+    def finish(self, ended: bool) -> None:
+        """Nothing more comes; whether the run has come to its end, or was stopped and may go on."""
 
 
 def no_logger(**_: Any) -> None:
@@ -135,52 +52,94 @@ def no_logger(**_: Any) -> None:
     return None
 
 
-class Copy:
-    """What goes to W&B is a copy of the record: where W&B fails, that is told once, and the run goes on without it.
+def tags_of(plain: Mapping[str, Any]) -> list[str]:
+    """Words to filter by: loss, backbone, teacher's way and data; of an evaluation those of the training.
 
     Args:
-        logger: Lightning's logger, or None for none.
+        plain: a resolved configuration.
+    """
+    tree = plain.get("trained", {}).get("config", plain)
+    nodes = [tree.get(group) or {} for group in ("loss", "backbone", "distill", "data")]
+    known = nodes[-1].get("known")
+    words = [str(node["_target_"]).rsplit(".", 1)[-1] for node in nodes if "_target_" in node]
+    return [*words[:-1], str(known["name"])] if known else words
+
+
+def rows_of(history: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv as numbers, without the cells that are empty."""
+    return [{key: float(cell) for key, cell in row.items() if cell} for row in read_history(history)]
+
+
+class Copy:
+    """What goes to a logger is a copy of the record: where it fails, that is told once, and the run goes on without it.
+
+    Args:
+        logger: what takes it, or None for none.
     """
 
-    def __init__(self, logger: Any):
+    def __init__(self, logger: Logger | None):
         self.logger = logger
+        self._failed = self._ended = False
 
     @property
     def version(self) -> str | None:
-        """The id of the W&B run."""
-        return getattr(self.logger, "version", None)
+        """The run's id at the logger."""
+        return None if self.logger is None else self.logger.identity
 
-    def log(self, values: Mapping[str, float | int], step: int) -> None:
-        """A row of metrics.csv."""
+    @property
+    def about(self) -> dict[str, str]:
+        """A row of the summary before training: where the copy is to be seen."""
+        return {} if self.logger is None else {self.logger.name: self.logger.where}
+
+    def follow(self, history: Path) -> None:
+        """Brings the copy to where metrics.csv stands, cut back as it is to what a resumed run keeps."""
         if self.logger is not None:
-            with self._unharmed():
-                self.logger.log_metrics(dict(values), step=step)
+            with self._unharmed() as logger:
+                logger.follow(rows_of(history))
 
-    def publish(self, metrics: Mapping[str, float], report: Path) -> None:
-        """The final numbers and the report's picture."""
-        if self.logger is None:
+    def log(self, values: Row, step: int) -> None:
+        """A row of metrics.csv."""
+        with self._unharmed() as logger:
+            logger.log(values, step)
+
+    def publish(self, metrics: Mapping[str, float], folder: Path) -> None:
+        """The final numbers, and what else the run directory holds."""
+        self._ended = True
+        if self.logger is None or self._failed:
             return
-        import wandb
+        from facelab.training.exhibit import of_run  # which draws: whoever only reads records can do without
 
-        with self._unharmed():
-            self.logger.experiment.summary.update(dict(metrics))
-            self.logger.experiment.log({"report": wandb.Image(str(report))})
+        with self._unharmed() as logger:
+            logger.publish(of_run(metrics, folder))
 
     def finish(self) -> None:
-        """Closes the W&B run; without this the next job of a multirun would be written into it."""
-        wandb = sys.modules.get("wandb")  # also where it was interrupted before there was a logger
-        if wandb is not None:
-            with self._unharmed():
-                wandb.finish()
+        """Closes it, also where it has failed: without this the next job of a multirun might be written into it."""
+        self._failed, failed = False, self._failed
+        with self._unharmed(tell=not failed) as logger:
+            logger.finish(self._ended)
+        self._failed = True
 
     @contextmanager
-    def _unharmed(self) -> Iterator[None]:
+    def _unharmed(self, tell: bool = True) -> Iterator[Any]:
         try:
-            yield
+            yield _NOBODY if self._failed or self.logger is None else self.logger
         except Interrupted:
             raise
         except Exception as error:
-            if self.logger is not None:
+            assert self.logger is not None
+            self._failed = True
+            if tell:
                 text = " ".join(str(error).split()) or type(error).__name__
-                log.warning("W&B has failed (%s); the run goes on without it, its record is complete", text)
-            self.logger = None
+                log.warning(
+                    "%s has failed (%s); the run goes on without it, its record is complete", self.logger.name, text
+                )
+
+
+class _Nobody:
+    """Takes everything and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+_NOBODY = _Nobody()

@@ -30,6 +30,7 @@ FREE = (
     "name",
     "job",
     "logger",
+    "tune",
     "data.known",
     "data.loader",
     "embeddings",
@@ -146,8 +147,19 @@ class RunDirectory:
                 )
 
     def metrics(self) -> dict[str, float]:
-        """The final numbers of a finished run."""
-        return json.loads((self.path / "metrics.json").read_text())
+        """The final numbers of a finished run.
+
+        Raises:
+            ValueError: somebody has damaged its file.
+        """
+        file = self.path / "metrics.json"
+        try:
+            metrics = json.loads(file.read_text())
+        except ValueError:
+            metrics = None
+        if not isinstance(metrics, dict):
+            raise ValueError(f"{file} holds no numbers: delete that file, and the run makes its report again")
+        return metrics
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Writes the final numbers, which ends the run."""
@@ -155,10 +167,17 @@ class RunDirectory:
             temporary.write_text(json.dumps(dict(metrics), indent=2) + "\n")
 
     def describe(self, seed: int | None, extra: Mapping[str, Any]) -> None:
-        """Writes environment.json: versions, machine, git commit, seed, and one line for every start."""
+        """Writes environment.json: versions, machine, git commit, seed, and one line for every start.
+
+        The W&B id of an earlier start stays where this one has none: a job has one for ever.
+        """
         file = self.path / "environment.json"
-        starts = json.loads(file.read_text())["starts"] if file.is_file() else []
-        starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": _command(), **_machine()})
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        starts = before.get("starts", [])
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        starts.append({"time": now, "command": _command(), **_machine(), "slurm": slurm_job()})
+        if before.get("wandb") is not None and extra.get("wandb") is None:
+            extra = {**extra, "wandb": before["wandb"]}
         with atomic(file) as temporary:
             content = {"seed": seed, **extra, "git": _commit(), "versions": _versions(), "starts": starts}
             temporary.write_text(json.dumps(content, indent=2) + "\n")
@@ -175,7 +194,11 @@ class RunDirectory:
         # The kernel drops the lock with the process, however that ends: no stale lock can be left.
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # perhaps by facelab.status, which looks for a moment whether it is held
+                time.sleep(0.2)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
             raise ValueError(
@@ -213,7 +236,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 class History:
-    """metrics.csv: a row a log step and a row a validation, in order of steps, each flushed when written.
+    """metrics.csv: a row a log step and a row a validation, in order of steps, each with the system when written.
+
+    On a full disk a row is there as a whole, or not at all.
 
     What a loss logs beside its accuracy (`train/…`), and the accuracies of a classification, have columns of their own,
     from the first row on that has them.
@@ -236,8 +261,8 @@ class History:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        self._file = open(self.path, "a", newline="")  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, self._columns, restval="", extrasaction="ignore")
+        # Without a buffer: what a full disk has refused would be tried again when the file is closed.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def write(self, row: Mapping[str, float | int]) -> None:
         """Appends one row; cells that it lacks stay empty."""
@@ -247,17 +272,28 @@ class History:
                 self._columns += new
                 self._file.close()
                 self._open(read_history(self.path))
-            self._writer.writerow(row)
-            self._file.flush()
+            line = io.StringIO()
+            csv.DictWriter(line, self._columns, restval="", extrasaction="ignore").writerow(row)
+            self._append(line.getvalue().encode())
         except OSError as error:
             raise OSError(
                 f"{self.path} cannot be written ({error.strerror}): mend that (free some space), and start the same "
                 "command again; it goes on from the last checkpoint"
             ) from error
 
+    def _append(self, line: bytes) -> None:
+        size = self.path.stat().st_size
+        try:
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
+
     def close(self) -> None:
         """Closes the file."""
-        with contextlib.suppress(OSError):  # what a full disk has not taken, the next start writes again
+        with contextlib.suppress(OSError):  # of a network disk
             self._file.close()
 
 
@@ -293,6 +329,12 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def slurm_job() -> str | None:
+    """The id of the Slurm job that this process is in, of an array with the number in it: 123 or 123_4."""
+    array, number = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{number}" if array and number else os.environ.get("SLURM_JOB_ID")
 
 
 def _commit() -> dict[str, Any] | None:

@@ -61,7 +61,7 @@ def retrace(config: DictConfig, path: Path, meta: Mapping[str, Any]) -> Retraced
         taken = closed_set.share_out(source, kept, before["data"]["holdout"], before["data"].get("take")).taken
         compare_classes(len(taken.identities), path, meta)
         return Retraced(source, np.where(kept, source.labels, -1), taken, taken.identities[:0])
-    reports = before["benchmark"].get("path") is None
+    reports = before["benchmark"].get("path") is None and before["data"].get("report") is None
     labels, trained, chooses, held = divide(source.labels, kept, before["data"]["holdout"], reports)
     taken = take(labels, trained, before["data"].get("take"))
     compare_classes(len(taken.identities), path, meta)

@@ -27,7 +27,8 @@ from facelab.loss.collective import rank_and_world
 
 def launched_rank() -> int:
     """The rank by the launcher's environment, known before the processes have found each other."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+    # A script of Slurm has a SLURM_PROCID too, which the processes inherit that Lightning starts in it.
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
     return 0

@@ -99,8 +99,7 @@ def strike_half_row(count: int) -> None:
         nonlocal calls
         calls += 1
         if calls == count:
-            self._file.write(f"{row['step']},{row['images']},0.")
-            self._file.flush()
+            self._file.write(f"{row['step']},{row['images']},0.".encode())
             os.kill(os.getpid(), signal.SIGKILL)
         original(self, row)
 
