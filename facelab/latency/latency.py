@@ -86,7 +86,9 @@ def rows_of(report: Report) -> list[dict[str, Any]]:
         (e.network, e.runtime, e.precision, m) for e, m in zip(report["engines"], report["measured"], strict=True)
     ]
     for network, runtime, precision, measured in parts:
-        stages = [(stage,) for stage in measured.seconds if not runtime or stage in ("embed", "mirror", "compare")]
+        stages: list[tuple[str, ...]] = [
+            (stage,) for stage in measured.seconds if not runtime or stage in ("embed", "mirror", "compare")
+        ]
         if runtime:
             stages.append(stages_of(measured, True, True))
         for stage in stages:
@@ -169,7 +171,7 @@ def _engines(config: dict[str, Any], folder: Path) -> tuple[list[Engine], dict[s
 
 def _untrained(name: str, size: int, threads: int, folder: Path) -> Maker:
     torch.manual_seed(0)
-    backbone = build_backbone(node_of(name, size), load=False)
+    backbone: Any = build_backbone(node_of(name, size), load=False)
     module = EmbeddingModel(backbone, nn.Identity(), HOUSE, preprocessing=True, mirror=False, unit=False)
     module.backbone.to(memory_format=torch.channels_last)
     return Maker(name, module.eval(), size, backbone.embedding_size, threads, folder, _faces(size))

@@ -103,7 +103,7 @@ class Gallery:
             FileExistsError: something has that name.
         """
         refuse_existing(path)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "templates": np.ascontiguousarray(self.templates, np.float32), "images": np.asarray(self.images, np.int64),
             "strangers": np.asarray(self.strangers, np.float64), "index": self.index,
         }  # fmt: skip
