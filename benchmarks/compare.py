@@ -46,7 +46,7 @@ def write_runs(folder: Path, rows: int, seeds: int, sets: int, pairs: int) -> Pa
 def measure(sweep: Path, form: str, replicates: int) -> dict[str, str]:
     """Seconds, processor seconds, MB of memory, and MB of what was written."""
     out = sweep.parent / f"compared.{form}"
-    words = [str(sweep), f"format={form}", f"out={out}", f"replicates={replicates}", "baseline='0.2'"]
+    words = [str(sweep), f"write={form}", f"out={out}", f"replicates={replicates}", "baseline='0.2'"]
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "facelab.compare", *words], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

@@ -106,8 +106,8 @@ class LowResolutionBenchmark(PairBenchmark):
             down, up = matrices[number]
             return resample_image(resample_image(pixels, down), up)
 
-        own = ("images", "load")
-        shared = {one.name: getattr(base, one.name) for one in fields(PairSet) if one.name not in own}
+        ours = ("images", "load")
+        shared = {one.name: getattr(base, one.name) for one in fields(PairSet) if one.name not in ours}
         return DegradedPairs(**shared, images=len(sizes) * len(base), load=load, base=base, sizes=sizes)
 
     def evaluate(self, embeddings: np.ndarray, pairset: PairSet, groups: np.ndarray | None = None) -> PairResult:

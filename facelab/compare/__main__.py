@@ -6,8 +6,8 @@ from typing import Any
 
 from facelab.door import open_door
 
-OPTIONS = ("folders", "format", "out", "baseline", "metrics", "keys", "level", "replicates", "seed", "logger", "hydra")
-TAKES_A_WORD = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+OPTIONS = ("folders", "write", "out", "baseline", "metrics", "keys", "level", "replicates", "seed", "logger", "hydra")
+TAKES_A_WORD: tuple[str, ...] = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 TAKES_A_WORD += ("--experimental-rerun", "--info", "-i")
 
 
@@ -45,7 +45,7 @@ def run(config: Any) -> None:
     """One comparison."""
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
     from facelab.compare.delivery import deliver
 

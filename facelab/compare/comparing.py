@@ -178,8 +178,8 @@ def _column(rows: Sequence[Row], column: Column, baseline: int | None, rules: Ru
         if not values[one] or not values[other]:
             return None
         shared = [seed for seed in values[one] if seed in values[other]]
-        sides = [(values[row], drawn[row], shared or list(values[row])) for row in (one, other)]
-        return _difference(*sides, len(shared), steps, rules.level)
+        first, second = ((values[row], drawn[row], shared or list(values[row])) for row in (one, other))
+        return _difference(first, second, len(shared), steps, rules.level)
 
     cells: list[Cell | None] = []
     for i, one in enumerate(values):

@@ -49,7 +49,7 @@ def frontier(rows: Sequence[Row], cells: Sequence[Sequence[Cell | None]], column
         better = (gains[:, None] >= gains) & (costs[:, None] <= costs)
         better &= (gains[:, None] > gains) | (costs[:, None] < costs)
         at = [False] * len(rows)
-        for place, beaten in zip(measured, better.any(axis=0).tolist(), strict=True):
-            at[place] = not beaten
+        for place, beaten in zip(measured, np.atleast_1d(better.any(axis=0)), strict=True):
+            at[place] = not bool(beaten)
         return key, at
     return "", [False] * len(rows)

@@ -107,7 +107,7 @@ def _over(axes: Axes, x: np.ndarray, scale: Any, errors: np.ndarray, one: Look, 
 def _thin(axes: Axes) -> None:
     """Every second tick where a small panel has many."""
     ticks = axes.xaxis.get_major_locator()()
-    words = axes.xaxis.get_major_formatter().format_ticks(ticks)
+    words = axes.xaxis.get_major_formatter().format_ticks(list(ticks))
     if len(ticks) > 6:
         axes.xaxis.set_major_locator(FixedLocator(list(ticks)[::2]))
         axes.xaxis.set_major_formatter(FixedFormatter(words[::2]))
@@ -127,7 +127,7 @@ def history(comparison: Comparison) -> Figure | None:
     for axes in places:
         for number, (x, mean, low, high) in sorted(lines.items(), key=lambda item: item[0] in shown):
             one = shown.get(number, looks.OTHERS)
-            dots = {"marker": one.marker, "markersize": 4} if len(x) < 3 else {}
+            dots: dict[str, Any] = {"marker": one.marker, "markersize": 4} if len(x) < 3 else {}
             axes.plot(x, 100 * mean, color=one.color, linestyle=one.dashes, **dots)
             if len(lines) <= BANDS and np.any(high > low):
                 axes.fill_between(x, 100 * low, 100 * high, color=one.color, alpha=0.15, linewidth=0)

@@ -17,7 +17,7 @@ from facelab.kinds import check_kind
 from facelab.training.logging import no_logger
 
 KINDS = {
-    **{"folders": list[str], "format": str, "out": str | None, "baseline": str | None, "metrics": list[str] | None},
+    **{"folders": list[str], "write": str, "out": str | None, "baseline": str | None, "metrics": list[str] | None},
     **{"keys": list[str] | None, "level": float, "replicates": int, "seed": int},
 }
 
@@ -34,7 +34,7 @@ def deliver(config: DictConfig, plain: Mapping[str, Any]) -> Comparison:
     """
     for key, kind in KINDS.items():
         check_kind(key, plain[key], kind)
-    render = renderer(plain["format"])  # refused before any long work
+    render = renderer(plain["write"])  # refused before any long work
     logger = instantiate(config.logger, _partial_=True)
     rules = Rules(plain["level"], plain["replicates"], plain["seed"])
     choices = {key: plain[key] for key in ("baseline", "metrics", "keys")}
@@ -56,7 +56,7 @@ def deliver(config: DictConfig, plain: Mapping[str, Any]) -> Comparison:
 
 def _file(plain: Mapping[str, Any], comparison: Comparison) -> Path | None:
     """Where the text goes; None: the terminal."""
-    ending = suffix(plain["format"])
+    ending = suffix(plain["write"])
     if plain["out"] is None:
         return _folder(comparison) / f"compare{ending}" if ending == ".html" else None
     out = Path(plain["out"]).expanduser()

@@ -55,21 +55,22 @@ def read(folders: Sequence[Path]) -> Read:
         found |= dict.fromkeys(runs)
         unread += odd
     arrays: dict[bytes, np.ndarray] = {}
-    runs, unfinished = [], []
+    finished: list[Run] = []
+    unfinished: list[Run] = []
     for path in found:
         try:
             run = read_run(path, arrays)
         except Unreadable as error:
             unread.append((path, str(error)))
             continue
-        (runs if run.finished else unfinished).append(run)
-    if not runs:
+        (finished if run.finished else unfinished).append(run)
+    if not finished:
         reasons = [f"{run.path} is unfinished" for run in unfinished] + [f"{path}: {why}" for path, why in unread]
         raise ValueError(
             f"no finished run in {', '.join(map(str, folders))} ({'; '.join(reasons[:5])}{' …' * (len(reasons) > 5)}): "
             "start the same training again, it goes on"
         )
-    return Read(tuple(joined(runs)), tuple(unfinished), tuple(unread))
+    return Read(tuple(joined(finished)), tuple(unfinished), tuple(unread))
 
 
 def _look(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:

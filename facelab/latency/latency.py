@@ -4,7 +4,7 @@ import json
 import platform
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -80,8 +80,8 @@ def latency(config: dict[str, Any]) -> Report:
 
 def rows_of(report: Report) -> list[dict[str, Any]]:
     """The table: a row for each stage of each engine, and for the stages that all share."""
-    rows = []
-    parts = [("all", "", "", report["shared"])]
+    rows: list[dict[str, Any]] = []
+    parts: list[tuple[str, str, str, Any]] = [("all", "", "", report["shared"])]
     parts += [
         (e.network, e.runtime, e.precision, m) for e, m in zip(report["engines"], report["measured"], strict=True)
     ]
@@ -171,7 +171,7 @@ def _engines(config: dict[str, Any], folder: Path) -> tuple[list[Engine], dict[s
 
 def _untrained(name: str, size: int, threads: int, folder: Path) -> Maker:
     torch.manual_seed(0)
-    backbone: Any = build_backbone(node_of(name, size), load=False)
+    backbone = cast(Any, build_backbone(node_of(name, size), load=False))
     module = EmbeddingModel(backbone, nn.Identity(), HOUSE, preprocessing=True, mirror=False, unit=False)
     module.backbone.to(memory_format=torch.channels_last)
     return Maker(name, module.eval(), size, backbone.embedding_size, threads, folder, _faces(size))

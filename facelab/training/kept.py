@@ -36,7 +36,7 @@ class Pixels:
     def add(self, batch: Batch) -> None:
         """A batch's pixels; how they were cut into batches leaves no trace."""
         self._shape = str(tuple(batch.images.shape[1:]))  # that of all
-        self._sum.update(memoryview(batch.images.numpy()))
+        self._sum.update(batch.images.numpy().data)
 
     @property
     def digest(self) -> str:

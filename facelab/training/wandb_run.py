@@ -203,7 +203,7 @@ def _settings(mode: str) -> Any:
     """W&B's settings: silent, apart from other runs of this process, and not waiting for ever."""
     import wandb
 
-    wanted = {
+    wanted: dict[str, Any] = {
         **{"mode": mode, "silent": True, "console": "off", "reinit": "create_new"},
         **{"finish_timeout": LAST_WORDS, "finish_timeout_raises": True, "x_file_stream_retry_max": 1_000_000},
     }

@@ -105,7 +105,7 @@ class Gallery:
         refuse_existing(path)
         arrays: dict[str, np.ndarray] = {
             "templates": np.ascontiguousarray(self.templates, np.float32), "images": np.asarray(self.images, np.int64),
-            "strangers": np.asarray(self.strangers, np.float64), "index": self.index,
+            "strangers": np.asarray(self.strangers, np.float64), "index": np.asarray(self.index),
         }  # fmt: skip
         told = {"facelab_gallery": json.dumps({"names": list(self.names), "stamp": dict(self.stamp)})}
         with atomic(path) as temporary:

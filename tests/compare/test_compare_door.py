@@ -17,14 +17,14 @@ def sweep(tmp_path_factory):
     ("words", "expected"),
     [
         (["runs/losses", "runs/other"], ["folders=['runs/losses','runs/other']"]),
-        (["runs/losses", "format=html", "--cfg", "job"], ["folders=['runs/losses']", "format=html", "--cfg", "job"]),
+        (["runs/losses", "write=html", "--cfg", "job"], ["folders=['runs/losses']", "write=html", "--cfg", "job"]),
         (["runs/x/loss=a,seed=1", "out=a.tex"], ["folders=['runs/x/loss=a,seed=1']", "out=a.tex"]),
         (
             ["it's", "logger=wandb", "logger.mode=offline"],
             [r"folders=['it\'s']", "logger=wandb", "logger.mode=offline"],
         ),
         (["runs/a", "baseline=loss=x, loss.m=1"], ["folders=['runs/a']", "baseline='loss=x, loss.m=1'"]),
-        (["baseline=null", "baseline='x'", "formt=html"], ["baseline=null", "baseline='x'", "formt=html"]),
+        (["baseline=null", "baseline='x'", "wrte=html"], ["baseline=null", "baseline='x'", "wrte=html"]),
         (["--help"], ["--help"]),
         ([], []),
     ],
@@ -52,7 +52,7 @@ def test_it_prints_and_it_writes(sweep, tmp_path, monkeypatch, capsys):
     assert "arcface" in out
     assert list(tmp_path.iterdir()) == [], "Hydra made a folder"
     assert (
-        opened(monkeypatch, capsys, sweep, "replicates=0", "format=latex", "out=papers/").strip()
+        opened(monkeypatch, capsys, sweep, "replicates=0", "write=latex", "out=papers/").strip()
         == "papers/compare.tex"
     )
     assert (tmp_path / "papers" / "compare.tex").read_text().count(r"\toprule") == 3
@@ -63,9 +63,9 @@ def test_it_prints_and_it_writes(sweep, tmp_path, monkeypatch, capsys):
     [
         ([], "nothing to compare"),
         (["none"], "none: no such folder"),
-        (["SWEEP", "format=pdf"], "format=pdf: choose csv"),
+        (["SWEEP", "write=pdf"], "write=pdf: choose csv"),
         (["SWEEP", "replicates=many"], "replicates is 'many': give a value of type int"),
-        (["SWEEP", "formt=html"], "did you mean format"),
+        (["SWEEP", "wrte=html"], "did you mean write"),
         (["SWEEP", "level=2"], "level=2"),
     ],
 )

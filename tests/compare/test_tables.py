@@ -102,6 +102,6 @@ def test_markdown_letters():
 
 
 def test_a_format_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="format=pdf: choose csv, html, latex, markdown, terminal"):
+    with pytest.raises(ValueError, match="write=pdf: choose csv, html, latex, markdown, terminal"):
         renderer("pdf")
     assert suffix("latex") == ".tex"

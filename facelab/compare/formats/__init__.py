@@ -17,7 +17,7 @@ def renderer(name: str) -> Callable[[Comparison], str]:
     """
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in known:
-        raise ValueError(f"format={name}: choose {', '.join(known)}")
+        raise ValueError(f"write={name}: choose {', '.join(known)}")
     return importlib.import_module(f"{__name__}.{name}").render
 
 

@@ -42,8 +42,9 @@ def _table(table: Table, colour: bool) -> str:
 
 def _wrapped(text: str, indent: str) -> str:
     """Long names and paths stay whole."""
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), **whole)
+    whole = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    whole.initial_indent, whole.subsequent_indent = indent, " " * len(indent)
+    return whole.fill(text)
 
 
 def _line(row: list[Entry] | tuple[Entry, ...], texts: list[str], widths: list[int], left: int, colour: bool) -> str:
