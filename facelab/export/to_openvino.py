@@ -36,7 +36,9 @@ class OpenVino(Format):
         self.quantisation = quantisation
 
     def write(self, writing: Writing, file: Path) -> None:
-        """See `Format.write`. bf16 is told to the processor, the file keeps float32; fp16 is the other way round."""
+        """See `Format.write`. In half precision the file is half as large; what the processor multiplies in is told
+        when it is opened: bf16 in bf16, all others in fp32.
+        """
         import openvino
 
         script = traced(writing.model, writing.example)
