@@ -73,8 +73,10 @@ def node_of(backbone: Any, size: int) -> Any:
 
     from facelab.configuration import configuration_folder
 
+    if backbone is None or OmegaConf.is_config(backbone):
+        return backbone
     if not isinstance(backbone, str):
-        return None if backbone is None else OmegaConf.create(backbone)
+        return OmegaConf.create({"backbone": dict(backbone), "data": {"size": size}}).backbone
     files = {file.stem: file for file in (configuration_folder() / "backbone").glob("*.yaml")}
     node = OmegaConf.load(files[backbone]) if backbone in files else None
     if node is None or "defaults" in node:

@@ -36,7 +36,9 @@ class OpenVino(Format):
         self.quantisation = quantisation
 
     def write(self, writing: Writing, file: Path) -> None:
-        """See `Format.write`. bf16 is told to the processor, the file keeps float32; fp16 is the other way round."""
+        """See `Format.write`. In half precision the file is half as large; what the processor multiplies in is told
+        when it is opened: bf16 in bf16, all others in fp32.
+        """
         import openvino
 
         script = traced(writing.model, writing.example)
@@ -116,12 +118,15 @@ def _layer(name: str) -> str:
 
 def unsupported(script: Any, error: Exception) -> str:
     """A sentence about an operator that OpenVINO does not have, and the layer that needs it."""
-    for name in re.findall(r"\b(?:aten|prim|quantized|torchvision)::\w+", str(error)):
+    text = str(error)
+    # Its log names all that depends on such an operator too; the summary names the operators alone.
+    _, _, summary = text.partition("No conversion rule found for operations:")
+    for name in re.findall(r"\b(?:aten|quantized|torchvision)::\w+", summary or text):
         for node in script.inlined_graph.nodes():
             if node.kind() == name:
                 layer = node.scopeName().rpartition("/")[2].removeprefix("__module.")
                 return f"has no operator for {name}, which the layer {layer or 'around the network'} needs"
-    return f"cannot take this model ({str(error).strip().splitlines()[-1]})"
+    return f"cannot take this model ({text.strip().splitlines()[-1]})"
 
 
 def quantised(model: Any, batches: list[np.ndarray], preset: str) -> Any:

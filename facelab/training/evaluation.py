@@ -20,7 +20,7 @@ from facelab.data.torch_loader import EvalLoader
 from facelab.report import run as report
 from facelab.training import closed_set, fit
 from facelab.training.datamodule import faces
-from facelab.training.exported import Exported, Given, out_of_another
+from facelab.training.exported import Exported, Given, digest_of_all, out_of_another
 from facelab.training.groups import WithGroups, about_head, with_groups
 from facelab.training.kept import KeptEmbeddings, Pixels
 from facelab.training.logging import Copy
@@ -32,7 +32,7 @@ from facelab.training.progress import Tracker, show_choices, show_result, track
 from facelab.training.record import RunDirectory, differences
 from facelab.training.retraced import compare_classes, open_source, retrace
 from facelab.training.strategy import keep_memory
-from facelab.training.trained import Trained, digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
+from facelab.training.trained import Trained, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
 
 NO_HEAD = "torch.nn.Identity"
 
@@ -83,7 +83,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
             config.data.pop("root")
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_kinds(plain)
-    plain["checkpoint_sha256"] = digest_of(path)
+    plain["checkpoint_sha256"] = digest_of_all(path)
     if meta is not None:
         plain["trained"] = {"step": meta["step"], "config": meta["config"]}
     # Whoever asks again is answered at once: the folder, and the checkpoint's content, say whether it is the same.

@@ -59,6 +59,7 @@ def built(name):
     return network.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_it_is_the_same_in_every_format(name, tmp_path):
     network = built(name)

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 
 def evaluated(where, folder, *words):
-    words = (f"benchmark.path={folder}", "benchmark.folds=2", "precision=fp32", *words)
+    words = (f"out={where}", f"benchmark.path={folder}", "benchmark.folds=2", "precision=fp32", *words)
     config = compose("evaluate", "logger=csv", "progress=false", *words)
     return evaluate(config, {word.split("=")[0] for word in words}, where)
 
