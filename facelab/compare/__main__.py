@@ -7,7 +7,18 @@ from typing import Any
 from facelab.door import open_door
 
 OPTIONS = ("folders", "write", "out", "baseline", "metrics", "keys", "level", "replicates", "seed", "logger", "hydra")
-TAKES_A_WORD: tuple[str, ...] = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+TAKES_A_WORD: tuple[str, ...] = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+)
 TAKES_A_WORD += ("--experimental-rerun", "--info", "-i")
 
 

@@ -52,8 +52,7 @@ def test_it_prints_and_it_writes(sweep, tmp_path, monkeypatch, capsys):
     assert "arcface" in out
     assert list(tmp_path.iterdir()) == [], "Hydra made a folder"
     assert (
-        opened(monkeypatch, capsys, sweep, "replicates=0", "write=latex", "out=papers/").strip()
-        == "papers/compare.tex"
+        opened(monkeypatch, capsys, sweep, "replicates=0", "write=latex", "out=papers/").strip() == "papers/compare.tex"
     )
     assert (tmp_path / "papers" / "compare.tex").read_text().count(r"\toprule") == 3
 
