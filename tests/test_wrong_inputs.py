@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+import wandb
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-import wandb
 from facelab import train
 from facelab.training import checkpoint, wandb_run
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wandb
 import yaml
 from killing import compose
 from wandb_server import KEY, Server
 
-import wandb
 from facelab.training import fit, wandb_run
 from facelab.training.keeper import Recorder
 from facelab.training.logging import rows_of, tags_of
