@@ -23,8 +23,15 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _own_log():
-    """A door opened in this process leaves Hydra's log handlers behind, for a folder that goes with its test."""
+    """A door opened in this process leaves Hydra's log handlers behind, for a folder that goes with its test.
+
+    And it has all handlers closed: that of absl, which comes along with int8's library, then closes the file in which
+    pytest keeps what a test says.
+    """
     handlers, level = logging.root.handlers[:], logging.root.level
+    for known in filter(None, (reference() for reference in logging._handlerList)):
+        if type(known).__module__.startswith("absl."):
+            known.close = known.flush
     yield
     logging.root.handlers[:], logging.root.level = handlers, level
 
