@@ -33,7 +33,7 @@ except KeyboardInterrupt:  # these take a third of a second, and nobody else is 
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
 
-__all__ = ["configuration_folder", "open_door", "with_words"]
+__all__ = ["configuration_folder", "in_quotes", "open_door", "with_words"]
 
 HYDRAS_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LONGEST_NAME = 120
@@ -106,7 +106,8 @@ def open_door(
 def with_words(arguments: Sequence[str], key: str | None) -> list[str]:
     """Arguments in which `a.jpg b.jpg` has become `key=['a.jpg','b.jpg']`; flags, and what follows them, stay.
 
-    A file is a file even where its name has a `=` in it. Without a key nothing changes.
+    A file or folder is one even where its name has a `=` in it, and so is a path that begins with no group's name.
+    Without a key nothing changes.
     """
     if key is None:
         return list(arguments)
@@ -120,16 +121,22 @@ def with_words(arguments: Sequence[str], key: str | None) -> list[str]:
         known = parser.parse_known_args([word for word in arguments if word != "--version"])[0].overrides
     except _Usage:  # of flags, which `_check_flags` refuses in its own words
         return list(arguments)
-    plain = [word for word in known if not _CHOICE.match(word) or Path(word).is_file()]
+    plain = [word for word in known if not _CHOICE.match(word) or Path(word).exists() or _is_path(word)]
     kept = list(arguments)
     for word in plain:
         kept.remove(word)
-    quoted = [_in_quotes(word) for word in plain]
+    quoted = [in_quotes(word) for word in plain]
     listed = [f"{key}=[{','.join(quoted)}]"] if plain else []
     return listed + kept
 
 
-def _in_quotes(word: str) -> str:
+def _is_path(word: str) -> bool:
+    """Whether `runs/x/loss=a` can be no choice, since there is no group `runs`."""
+    first, slash, _ = word.partition("=")[0].lstrip("+~").partition("/")
+    return bool(slash) and not (configuration_folder() / first).is_dir()
+
+
+def in_quotes(word: str) -> str:
     """As Hydra's grammar has it: backslashes count only in front of a quote."""
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), word) + "'"
 

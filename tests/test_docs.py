@@ -25,7 +25,6 @@ from omegaconf import OmegaConf
 from test_cli import TINY
 
 from facelab.benchmark.pair_files import read_bin
-from facelab.compare.__main__ import with_folders
 from facelab.data.folder import FolderFaces
 from facelab.data.synthetic import render
 from facelab.distill.base import Shapes
@@ -52,6 +51,7 @@ DOORS = {
     "facelab.demo": "demo",
 }  # module → its primary configuration
 WORDS = {
+    "facelab.compare": "folders",
     "facelab.verify": "photographs",
     "facelab.enrol": "people",
     "facelab.identify": "photographs",
@@ -144,11 +144,7 @@ def test_a_printed_command_composes(words, composer):
     assert importlib.util.find_spec(door), f"there is no {door}"
     if door not in DOORS:
         return
-    given = (
-        overrides_of(with_folders(rest))
-        if door == "facelab.compare"
-        else with_words(overrides_of(rest), WORDS.get(door))
-    )
+    given = with_words(overrides_of(rest), WORDS.get(door))
     if own_options() & set(given) or "--config-dir" in rest:
         return  # the reader's own options: done literally below, or by the README's test
     for point in points(given):

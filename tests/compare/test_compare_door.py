@@ -5,7 +5,8 @@ import sys
 import pytest
 from fake_runs import draw_pairs, make_sweep
 
-from facelab.compare.__main__ import main, with_folders
+from facelab.compare.__main__ import main, quoted
+from facelab.door import with_words
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,13 @@ def sweep(tmp_path_factory):
     ],
 )
 def test_folders_need_no_key(words, expected):
-    assert with_folders(words) == expected
+    assert with_words(list(map(quoted, words)), "folders") == expected
 
 
 def test_a_folder_may_be_called_like_a_choice(tmp_path, monkeypatch):
     (tmp_path / "loss=cosface,seed=2").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert with_folders(["loss=cosface,seed=2"]) == ["folders=['loss=cosface,seed=2']"]
+    assert with_words(["loss=cosface,seed=2"], "folders") == ["folders=['loss=cosface,seed=2']"]
 
 
 def opened(monkeypatch, capsys, *words):
