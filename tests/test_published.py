@@ -27,6 +27,7 @@ def first_folds(pairset, count):
         pairs=numbers.reshape(-1, 2).astype(np.int64),
         same=pairset.same[kept],
         fold=pairset.fold[kept],
+        people=None if pairset.people is None else pairset.people[kept],
     )
 
 
