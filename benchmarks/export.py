@@ -123,6 +123,7 @@ def walk() -> None:
 
 
 def main() -> None:
+    """Measures, prints and records, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--folds", type=int, default=10, help="of View 2's ten, from 2 on")

@@ -3,7 +3,9 @@
 import csv
 import os
 import platform
+import statistics
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,6 +41,28 @@ def read(file: Path) -> list[dict[str, str]]:
         return []
     with file.open(newline="") as opened:
         return list(csv.DictReader(opened))
+
+
+def record_times(name: str, times: dict[str, list[float]], busy: str, rounds: int, kept: bool) -> None:
+    """Prints medians and minima of what was timed several times, and records them in <name>.csv.
+
+    Args:
+        name: of the measurement.
+        times: what → seconds of each round.
+        busy: the load beforehand.
+        rounds: their number.
+        kept: whether it is recorded.
+    """
+    versions = {"torch": version("torch"), "hydra": version("hydra-core")}
+    common = {"date": today(), "machine": machine(), "python": platform.python_version(), **versions, "load": busy}
+    rows = []
+    for what, values in times.items():
+        median, best = statistics.median(values), min(values)
+        print(f"{what:42} {median:6.2f} s  (min {best:.2f})")
+        seconds = {"seconds_median": f"{median:.3f}", "seconds_min": f"{best:.3f}"}
+        rows.append({**common, "rounds": str(rounds), "what": what, **seconds})
+    if kept:
+        print(f"recorded in {record(name, ['machine', 'python', 'torch', 'hydra', 'what'], rows)}")
 
 
 def record(name: str, key: list[str], rows: list[dict[str, str]], folder: Path = RESULTS) -> Path:

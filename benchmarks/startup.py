@@ -7,16 +7,13 @@ beforehand, below 0.7 on a quiet machine. Writes results/startup.csv.
 """
 
 import argparse
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from recording import load, machine, record, today
+from recording import load, record_times
 
 QUESTIONS = {
     "python -c pass": ["-c", "pass"],
@@ -64,22 +61,7 @@ def main() -> None:
         for name, question in QUESTIONS.items():
             times.setdefault(name, []).append(seconds(question))
         times.setdefault("default run to its first step", []).append(seconds_to_first_step())
-    common = {
-        "date": today(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "hydra": version("hydra-core"),
-        "load": busy,
-        "rounds": str(arguments.rounds),
-    }
-    rows = []
-    for name, values in times.items():
-        median, best = statistics.median(values), min(values)
-        print(f"{name:32} {median:6.2f} s  (min {best:.2f})")
-        rows.append({**common, "what": name, "seconds_median": f"{median:.3f}", "seconds_min": f"{best:.3f}"})
-    if not arguments.dry:
-        print(f"recorded in {record('startup', ['machine', 'python', 'torch', 'hydra', 'what'], rows)}")
+    record_times("startup", times, busy, arguments.rounds, kept=not arguments.dry)
 
 
 if __name__ == "__main__":

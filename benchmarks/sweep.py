@@ -10,16 +10,13 @@ quiet machine. Writes results/sweep.csv.
 """
 
 import argparse
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from recording import load, machine, record, today
+from recording import load, record_times
 
 SEEDS = (2, 3)  # which name their jobs: seed=2, seed=3
 COMMAND = [
@@ -71,22 +68,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, value in one_round(arguments.words).items():
             times.setdefault(name, []).append(value)
-    common = {
-        "date": today(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "hydra": version("hydra-core"),
-        "load": busy,
-        "rounds": str(arguments.rounds),
-    }
-    rows = []
-    for name, values in times.items():
-        median, best = statistics.median(values), min(values)
-        print(f"{name:42} {median:6.2f} s  (min {best:.2f})")
-        rows.append({**common, "what": name, "seconds_median": f"{median:.3f}", "seconds_min": f"{best:.3f}"})
-    if not arguments.dry and not arguments.words:
-        print(f"recorded in {record('sweep', ['machine', 'python', 'torch', 'hydra', 'what'], rows)}")
+    record_times("sweep", times, busy, arguments.rounds, kept=not arguments.dry and not arguments.words)
 
 
 if __name__ == "__main__":

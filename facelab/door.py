@@ -33,7 +33,7 @@ except KeyboardInterrupt:  # these take a third of a second, and nobody else is 
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
 
-__all__ = ["configuration_folder", "in_quotes", "open_door", "with_words"]
+__all__ = ["configuration_folder", "hand_on", "in_quotes", "open_door", "with_words"]
 
 HYDRAS_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LONGEST_NAME = 120
@@ -101,6 +101,14 @@ def open_door(
         if type(error).__name__ == "Interrupted":
             _end(line if writes() else "", 130)
         _end(line, 1)
+
+
+def hand_on(function: str, config: DictConfig) -> Any:
+    """A door's task: the choices as plain values to a function that is imported only now, `package.module.function`."""
+    from hydra.utils import get_method
+
+    choices = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return get_method(function)(choices)
 
 
 def with_words(arguments: Sequence[str], key: str | None) -> list[str]:

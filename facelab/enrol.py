@@ -1,24 +1,13 @@
 """Makes a gallery of people: `python -m facelab.enrol people/ model=… out=…`; `--help` says more."""
 
-from typing import Any
+from functools import partial
 
-from facelab.door import open_door
-
-
-def run(config: Any) -> None:
-    """One gallery."""
-    from omegaconf import OmegaConf
-
-    choices: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-    from facelab.verify.enrolment import enrol
-
-    enrol(choices)
+from facelab.door import hand_on, open_door
 
 
 def main() -> None:
     """The command line."""
-    open_door(run, "enrol", "facelab.enrol", words="people")
+    open_door(partial(hand_on, "facelab.verify.enrolment.enrol"), "enrol", "facelab.enrol", words="people")
 
 
 if __name__ == "__main__":

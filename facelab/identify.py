@@ -1,24 +1,15 @@
 """Who is it? `python -m facelab.identify photo.jpg gallery=…`; `--help` says more."""
 
-from typing import Any
+from functools import partial
 
-from facelab.door import open_door
-
-
-def run(config: Any) -> None:
-    """Some photographs."""
-    from omegaconf import OmegaConf
-
-    choices: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-    from facelab.verify.identification import identify
-
-    identify(choices)
+from facelab.door import hand_on, open_door
 
 
 def main() -> None:
     """The command line."""
-    open_door(run, "identify", "facelab.identify", words="photographs")
+    open_door(
+        partial(hand_on, "facelab.verify.identification.identify"), "identify", "facelab.identify", words="photographs"
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from functools import cache, reduce
-from operator import xor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,8 @@ import yaml
 __all__ = ["is_range", "shares", "tried", "tuned"]
 
 BITS = 30
-# Inner coefficients of a primitive polynomial, and the first numbers of its recurrence, for each dimension (Joe and
-# Kuo, Constructing Sobol Sequences with Better Two-Dimensional Projections, 2008); the first dimension needs none.
-POLYNOMIALS = ((0, (1,) * BITS), (0, (1,)), (1, (1, 3)), (1, (1, 3, 1)))
 SHIFTS = (0x1E3779B9, 0x2B7E1516, 0x243F6A88, 0x05A09E67)  # digits of constants: any numbers do
-DIMENSIONS = len(POLYNOMIALS)  # at most so many values are tuned together
+DIMENSIONS = len(SHIFTS)  # at most so many values are tuned together
 _RANGE = re.compile(r"([^=]+)=between\(([^,()]+),([^,()]+)(?:,(log|linear))?\)")
 
 
@@ -35,25 +30,13 @@ def shares(trial: int) -> list[float]:
 
 
 def sobol(number: int) -> list[int]:
-    """Point of a Sobol sequence, as `BITS` bits behind the point in each dimension."""
-    gray = number ^ number >> 1
-    return [
-        reduce(xor, (direction for place, direction in enumerate(_directions(*of)) if gray >> place & 1), 0)
-        for of in POLYNOMIALS
-    ]
+    """Point of a Sobol sequence, as `BITS` bits behind the point in each dimension (Joe and Kuo's directions, 2008)."""
+    from scipy.stats.qmc import Sobol  # which only a sweep with ranges waits for
 
-
-@cache
-def _directions(coefficients: int, first: tuple[int, ...]) -> list[int]:
-    """What each bit of a point's number adds: a recurrence by a primitive polynomial (Bratley and Fox, 1988)."""
-    degree, found = len(first), list(first)
-    for place in range(degree, BITS):
-        new = found[place - degree] ^ found[place - degree] << degree
-        for back in range(1, degree):
-            if coefficients >> (degree - 1 - back) & 1:
-                new ^= found[place - back] << back
-        found.append(new)
-    return [number << (BITS - 1 - place) for place, number in enumerate(found)]
+    engine = Sobol(DIMENSIONS, scramble=False, bits=BITS)
+    if number:
+        engine.fast_forward(number)
+    return [int(share * 2**BITS) for share in engine.random(1)[0]]
 
 
 def is_range(word: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2
 
-TINY = [
+FACES = [
     "data.identities=24",
     "data.images_per_identity=6",
     "data.size=48",
@@ -21,8 +21,8 @@ TINY = [
     "benchmark.folds=2",
     "backbone.widths=[16,16,16,32]",
     "backbone.embedding_size=16",
-    "trainer.batch_size=16",
 ]
+TINY = [*FACES, "trainer.batch_size=16"]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:

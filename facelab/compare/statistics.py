@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from facelab.compare.results import UNKNOWN, Interval
-from facelab.compare.student import quantile, two_sided
 
 POWER = 0.8  # of the numbers of seeds that are advised; the usual convention (Cohen, 1988)
 AT_ONCE = 2**22  # numbers of a chunk of replicates
@@ -32,6 +32,16 @@ class Summary(NamedTuple):
     std: float
     interval: Interval
     p: float  # two-sided, of the mean being 0
+
+
+def two_sided(t: float, freedom: int) -> float:
+    """P(|T| ≥ |t|) of Student's t with so many degrees of freedom, at least 1."""
+    return float(2 * stdtr(freedom, -abs(t)))
+
+
+def quantile(share: float, freedom: int) -> float:
+    """The t that a share of Student's distribution lies below; 0 < share < 1."""
+    return float(stdtrit(freedom, share))
 
 
 def over_seeds(values: Sequence[float] | np.ndarray, level: float, grain: float = 0.0) -> Summary:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from facelab import __version__
 from facelab.atomic import atomic_folder, refuse_existing
 from facelab.backbone.weights import HOUSE, Input
+from facelab.digest import digest_of
 from facelab.export.base import Format, Runtime, Writing
 from facelab.export.choices import TYPES, Choices
 from facelab.export.faces import Faces, calibration_faces, compared_faces
@@ -29,7 +30,7 @@ from facelab.tracking import Tracker
 from facelab.training.module import embed
 from facelab.training.network import COMMON
 from facelab.training.options import check_kind
-from facelab.training.trained import Trained, digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights
+from facelab.training.trained import Trained, file_of, meta_of, out_of_checkpoint, out_of_weights
 
 BATCH = 32  # images at once where the original is asked
 LOOKED_AT = 2  # images whose way through the layers is followed where an export differs

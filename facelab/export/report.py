@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from facelab.digest import digest_of, sha256
 from facelab.export.parity import Parity, Tolerance
-from facelab.training.trained import digest_of
 
 PACKAGES = ("facelab", "torch", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
 
@@ -52,7 +52,7 @@ def write_report(
         **metadata,
         "file": file.name,
         "sha256": digest_of(file),
-        "files": {one.name: {"sha256": digest_of(one), "bytes": one.stat().st_size} for one in files},
+        "files": {one.name: {"sha256": sha256(one), "bytes": one.stat().st_size} for one in files},
         "checkpoint": str(checkpoint),
         "parity": {**parity.as_dict(), "faces": faces, "tolerance": asdict(tolerance)},
         "versions": versions(),

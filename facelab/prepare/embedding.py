@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from facelab.benchmark.pair_files import read_bin
+from facelab.digest import digest_of
 from facelab.prepare.existing import open_set
 from facelab.tracking import track
 
@@ -50,7 +51,7 @@ class Embedder:
         from torch import nn
 
         from facelab.training.options import EvaluationOptions
-        from facelab.training.trained import digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights
+        from facelab.training.trained import file_of, meta_of, out_of_checkpoint, out_of_weights
 
         self.options = EvaluationOptions(batch_size, accelerator, precision, progress)
         self.threads = threads

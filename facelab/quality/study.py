@@ -13,6 +13,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.atomic import atomic
+from facelab.digest import digest_of
 from facelab.quality import brisque, outliers, qmagface
 from facelab.quality.error_discard import Curve
 from facelab.quality.figures import draw
@@ -34,7 +35,7 @@ from facelab.training.options import EvaluationOptions, check_kinds
 from facelab.training.preemption import Interrupted
 from facelab.training.progress import show_choices, show_result
 from facelab.training.record import RunDirectory
-from facelab.training.trained import digest_of, file_of, meta_of
+from facelab.training.trained import file_of, meta_of
 
 SIGN = (
     "BRISQUE: lower is better quality; norm and standardised norm: higher is better. A norm that follows image quality "

@@ -17,10 +17,11 @@ from facelab.backbone.complexity import count_macs, count_parameters
 from facelab.backbone.weights import Input
 from facelab.benchmark.scores import save_all
 from facelab.data.torch_loader import EvalLoader
+from facelab.digest import digest_of
 from facelab.report import run as report
 from facelab.training import closed_set, fit
 from facelab.training.datamodule import faces
-from facelab.training.exported import Exported, Given, digest_of_all, out_of_another
+from facelab.training.exported import Exported, Given, out_of_another
 from facelab.training.groups import WithGroups, about_head, with_groups
 from facelab.training.kept import KeptEmbeddings, Pixels
 from facelab.training.logging import Copy
@@ -83,7 +84,7 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
             config.data.pop("root")
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     check_kinds(plain)
-    plain["checkpoint_sha256"] = digest_of_all(path)
+    plain["checkpoint_sha256"] = digest_of(path)
     if meta is not None:
         plain["trained"] = {"step": meta["step"], "config": meta["config"]}
     # Whoever asks again is answered at once: the folder, and the checkpoint's content, say whether it is the same.
@@ -203,12 +204,12 @@ def _embeddings(evaluation: Evaluation) -> tuple[Tensor, bool]:
     described |= {"input": convention(evaluation.backbone), "mirror": evaluation.benchmark.mirror}
     described |= {"bf16": options.in_bf16, "gpu": options.on_gpu, "network": type(evaluation.network).__name__}
     kept, pixels = KeptEmbeddings(plain["embeddings"], described), Pixels()
-    if kept.has_some:
+    if kept.has_some(images):
         for batch in track(evaluation.loader, images, "looking whether they are embedded", options.progress):
             pixels.add(batch)
         rows = kept.load(pixels.digest, images)
         if rows is not None:
-            print(f"embeddings     {kept.file(pixels.digest)}, computed before", flush=True)
+            print(f"embeddings     {kept.file(pixels.digest, images)}, computed before", flush=True)
             return rows, False
         pixels = Pixels()
     rows = _embed(evaluation, pixels)

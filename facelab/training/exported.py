@@ -1,6 +1,5 @@
 """What can be evaluated and is no network of torch: exported models, and embeddings that somebody made already."""
 
-import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from facelab.backbone.weights import HOUSE
 from facelab.export.loading import Embedder, Runtime, formats, load_embedder
 from facelab.training.options import PRECISIONS
-from facelab.training.trained import Trained, digest_of
+from facelab.training.trained import Trained
 
-__all__ = ["Exported", "Given", "digest_of_all", "out_of_another"]
+__all__ = ["Exported", "Given", "out_of_another"]
 
 ROWS = "embeddings"  # the array of an .npz that holds them
 
@@ -77,14 +76,6 @@ class Given(nn.Module):
                 "give one row for each, in the order in which the benchmark names them first"
             )
         return self.rows
-
-
-def digest_of_all(path: Path) -> str:
-    """SHA-256 of a checkpoint; of an OpenVINO model, whose weights lie beside it, that of both files' digests."""
-    weights = path.with_suffix(".bin")
-    if path.suffix != ".xml" or not weights.is_file():
-        return digest_of(path)
-    return hashlib.sha256((digest_of(path) + digest_of(weights)).encode()).hexdigest()
 
 
 def out_of_another(path: Path, config: DictConfig, typed: Collection[str]) -> Trained | None:

@@ -103,15 +103,8 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
         raise
 
 
-def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
-    if type(config.seed) is not int or config.seed < 0:
-        raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
-    meta = checkpoint.read_meta(directory.last) if directory.resumable else None
-    progress = Progress() if meta is None else Progress(**meta["progress"])
-    loader = instantiate(config.data.loader)  # first, since it may not be installed
-    source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
-    augment, degrade = instantiate(config.data.augment), instantiate(config.data.degrade)
-    degrade.check(source.size)
+def _benchmark(config: Any) -> Any:
+    """What a training is measured by; refuses what asks for a checkpoint."""
     benchmark = instantiate(config.benchmark)
     if getattr(benchmark, "evaluates_only", False):
         raise ValueError(
@@ -123,6 +116,19 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
             f"benchmark.groups.beta is {benchmark.beta:g}: group-aware similarity is measured of a checkpoint, by "
             "python -m facelab.evaluate checkpoint=… benchmark.groups.beta=0.1; leave it at 0 here"
         )
+    return benchmark
+
+
+def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
+    if type(config.seed) is not int or config.seed < 0:
+        raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
+    meta = checkpoint.read_meta(directory.last) if directory.resumable else None
+    progress = Progress() if meta is None else Progress(**meta["progress"])
+    loader = instantiate(config.data.loader)  # first, since it may not be installed
+    source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
+    augment, degrade = instantiate(config.data.augment), instantiate(config.data.degrade)
+    degrade.check(source.size)
+    benchmark = _benchmark(config)
     recipe = instantiate(config.optimizer)
     data = FaceData(
         source,

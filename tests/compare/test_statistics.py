@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from facelab.compare.statistics import holm, needed, over_seeds, percentiles, replicate, resampled_p, visible
-from facelab.compare.student import quantile, two_sided
-
-stats = pytest.importorskip("scipy.stats", reason="needs scipy: pip install 'facelab[quality]'")
+from facelab.compare.statistics import (
+    holm,
+    needed,
+    over_seeds,
+    percentiles,
+    quantile,
+    replicate,
+    resampled_p,
+    two_sided,
+    visible,
+)
 
 
 @given(st.floats(0, 60), st.integers(1, 300))

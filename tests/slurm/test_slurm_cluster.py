@@ -18,6 +18,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 from safetensors import safe_open
+from test_cli import FACES
 
 from facelab import status
 from facelab.door import configuration_folder
@@ -38,15 +39,7 @@ CLOCK = ("images_per_s", "seconds")  # what a clock measures is never twice the 
 STEPS = 64
 TINY = [
     "logger=csv",
-    "data.identities=24",
-    "data.images_per_identity=6",
-    "data.size=48",
-    "data.holdout.fraction=0.4",
-    "benchmark.size=48",
-    "benchmark.count=60",
-    "benchmark.folds=2",
-    "backbone.widths=[16,16,16,32]",
-    "backbone.embedding_size=16",
+    *FACES,
     "trainer.accelerator=cpu",
     "trainer.precision=fp32",
     "trainer.accumulate=1",

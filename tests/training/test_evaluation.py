@@ -257,8 +257,8 @@ def test_what_was_embedded_is_not_embedded_again(elsewhere, pairs, tmp_path, mon
     evaluated(tmp_path / "e", typed[0], f"benchmark.path={moved}", *typed[2:], kept)
     names = [file.stem.split("-") for file in (tmp_path / "kept").glob("*.npy")]
     assert len(names) == 4
-    assert len({network for network, _ in names}) == 3
-    assert len({pixels for _, pixels in names}) == 2
+    assert len({network for network, _, _ in names}) == 3
+    assert len({pixels for _, _, pixels in names}) == 2
 
 
 def first_mirror(where: Path) -> bool:

@@ -1,5 +1,6 @@
 """Photographs become embeddings in the same way however they are given, and what has no face is named."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def test_the_mirrored_image_is_added_once(tmp_path):
     np.testing.assert_array_equal(own.embed(image), plain)  # of a model that does so itself
     with pytest.raises(ValueError, match="exported with the mirrored image folded in"):
         Recogniser(tmp_path / "model.onnx", Small(mirror=True), Finder(SIZE, "none", DETECTOR, "single", 20), False, 4)
+
+
+def test_weights_beside_a_model_are_part_of_what_it_is(tmp_path):
+    """OpenVINO's two files: an evaluation of other weights, or a gallery, is not taken for one of these."""
+    model, known = tmp_path / "model.xml", []
+    model.write_bytes(b"<net/>")
+    for weights in (b"one", b"other"):
+        (tmp_path / "model.bin").write_bytes(weights)
+        known += Recogniser(model, Small(), Finder(SIZE, "none", DETECTOR, "single", 20), True, 4).known
+    assert known == [hashlib.sha256(b"<net/>" + weights).hexdigest() for weights in (b"one", b"other")]
 
 
 def test_a_comparison_is_symmetric_and_its_verdict_is_the_thresholds(tmp_path):
