@@ -115,6 +115,8 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError("repetitions, budget and size: give numbers above 0")
     if bool(config["model"]) == bool(config["backbones"]):
         raise ValueError("give model=FILE, or backbones=[r18,r50] to measure networks with random weights")
+    if config["model"] and not Path(config["model"]).expanduser().is_file():
+        raise FileNotFoundError(f"model={config['model']}: no such file; give an exported model or a checkpoint")
 
 
 def _photographs(config: dict[str, Any], detector: YuNet | None) -> list[np.ndarray]:

@@ -56,7 +56,14 @@ def draw(comparison: Comparison, qualities: Sequence[Quality], measured_on: str)
             axes.set_title(_short(Path(face.name).name), fontsize=9, fontweight="normal")
             axes.set_xlabel(_lines(quality), fontsize=7.5, color=style.GREY)
         _scale(figure.add_subplot(grid[1, :]), comparison, color)
-        figure.text(0.07, 0.06, textwrap.fill(measured_on, 96), fontsize=7.5, color=style.GREY, va="top")
+        figure.text(
+            0.07,
+            0.06,
+            textwrap.fill(measured_on.replace(" %", "\u00a0%"), 96),
+            fontsize=7.5,
+            color=style.GREY,
+            va="top",
+        )
     return canvas
 
 
