@@ -183,11 +183,12 @@ def _differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 def _explained(key: str, told: Sequence[str]) -> bool:
     """Whether a choice that was named decides about this key: an option of a group about all its values."""
-    bring_along = {"head": "backbone"}  # some backbones do
+    # Some backbones bring their head, and losses of pairs need the sampler that brings several images of a person.
+    brought = {"head": "backbone", "data.sampler": "loss"}
     return (
         any(word in ANYTHING for word in told)
         or _within(key, told)
-        or bring_along.get(key.split(".")[0]) in told
+        or any(_within(key, [part]) and by in told for part, by in brought.items())
         or any(word.startswith(f"{key}.") for word in told)
     )
 

@@ -50,6 +50,16 @@ def test_seeds_alone_are_one_row():
     assert labels([run("defaults"), run("seed=2", 2)]) == ["defaults"]
 
 
+def test_a_loss_of_pairs_brings_its_sampler_unless_one_loss_came_with_two():
+    pk = {"data__sampler___target_": "PK", "data__sampler__images": 4}
+    runs = [run("loss=cosface"), run("loss=triplet", **pk)]
+    found = arrange(runs, None)
+    assert (found.keys, found.unasked) == (("loss",), {})
+    found = arrange([*runs, run("loss=cosface", seed=2, **pk)], None)
+    assert set(found.keys) == {"loss", "data.sampler._target_", "data.sampler.images"}
+    assert len(found.rows) == 3
+
+
 def test_what_differs_and_was_not_swept_is_named_and_tells_rows_apart():
     runs = [run("defaults"), cosface("loss=cosface", trainer__epochs=7)]
     found = arrange(runs, None)
