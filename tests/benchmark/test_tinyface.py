@@ -103,12 +103,6 @@ def test_without_ids_the_name_says_whose_it_is(tmp_path):
             read_mat(tmp_path / file, key)
 
 
-def test_scipy_is_asked_for_by_its_extra(made, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
-    with pytest.raises(ValueError, match=r"scipy, which is not installed: pip install facelab\[quality\]"):
-        tiny(made.root).open(None)
-
-
 def test_all_that_is_missing_is_told_at_once(tmp_path):
     root = tmp_path / "Testing_Set"
     tinyface(root)

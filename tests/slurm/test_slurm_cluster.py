@@ -15,7 +15,6 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
-import yaml
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from test_cli import FACES
@@ -49,9 +48,11 @@ TINY = [
 ]
 LONG = [f"trainer.max_steps={STEPS}", "trainer.epochs=20", "trainer.batch_size=8", "trainer.validate_every=3"]
 RANKS = [*LONG, "backbone.dropout=0", "trainer.devices=2", "optimizer.lr=0.01", "loss.scale=16"]
-SIZES = (8, 12, 14)
+SWEPT = ["loss=softmax,cosface,contrastive", "seed=1,2", "trainer.max_steps=4"]
+SIX = 6  # points of that sweep
 LONGER = ["hydra.launcher.timeout_min=60", "+data.augment.seconds=1", "+data.augment.frozen=true"]
-LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+LAUNCHERS = {"array": SLURM, "local": ["hydra/launcher=local"], "basic": []}  # of Hydra, and of submitit
 SBATCH = ["--gpus-per-node=0", "--cpus-per-task=1"]
 WARNING = 120  # seconds before the limit; Slurm looks at the limits every 30
 
@@ -72,10 +73,10 @@ def surroundings():
     }
 
 
-def multirun(folder, *words):
+def multirun(folder, *words, launcher=SLURM):
     """A command that waits for its jobs."""
     with open(folder / f"{words[0]}.log", "w") as log:
-        command = [sys.executable, "-m", "facelab.train", "-m", *words, *TINY, *LAUNCHER]
+        command = [sys.executable, "-m", "facelab.train", "-m", *words, *TINY, *launcher]
         process = subprocess.Popen(command, cwd=folder, env=surroundings(), stdout=log, stderr=log)
     LAUNCHED.append(process)
     return process
@@ -179,49 +180,59 @@ def jobs(tmp_path_factory):
         of_ranks = threads.submit(lambda: shorten(folder, trains(runs / "ranks" / "two", 1)))
         trains(runs / "hand" / "disturbed", 1)
 
-        sizes = ",".join(map(str, (*SIZES, 100_000)))
-        swept = [f"trainer.batch_size={sizes}", "trainer.max_steps=4", *steady(0)]
-        array = multirun(folder, "name=array", *swept)
+        commands = {
+            name: multirun(folder, f"name={name}", *SWEPT, *steady(0), launcher=launcher)
+            for name, launcher in LAUNCHERS.items()
+        }
+        wrong = ["trainer.batch_size=12,100000", "trainer.max_steps=4", *steady(0)]
+        commands |= {"ranks": ranks, "failing": multirun(folder, "name=failing", *wrong)}
         script = str(ROOT / "slurm" / "sweep.sbatch")
         points = ["name=by_hand", "job='s${seed}'", "seed=1,2", "trainer.max_steps=2", *steady(0)]
         submit(folder, "bash", script, *SBATCH, *TINY, *points)
         seen = status.look([runs / "by_hand"], status.Slurm.ask())
 
-        expected = {
-            size: alone(folder / "alone" / str(size), *swept[1:], f"trainer.batch_size={size}") for size in SIZES
-        }
         alone(folder / "alone" / "undisturbed", *LONG, *steady(0))
         alone(folder / "alone" / "one", *RANKS, *steady(0, frozen=True))
         of_hand.result()
         of_ranks.result()
-        codes = {"array": array.wait(600), "ranks": ranks.wait(600)}
+        codes = {name: command.wait(600) for name, command in commands.items()}
         for run in ("hand/disturbed", "by_hand/s1", "by_hand/s2"):
             wait_for((runs / run / "metrics.json").is_file, f"{run} ends")
-        yield folder, expected, codes, seen
+        yield folder, codes, seen
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_an_array_gives_the_numbers_of_this_process(jobs, size):
-    folder, expected, _, _ = jobs
-    runs = [file.parent for file in (folder / "runs" / "array").glob("*/config.yaml")]
-    (run,) = [run for run in runs if yaml.safe_load((run / "config.yaml").read_text())["trainer"]["batch_size"] == size]
-    found = json.loads((run / "metrics.json").read_text())
-    assert {k: v for k, v in found.items() if k not in CLOCK} == {
-        k: v for k, v in expected[size].items() if k not in CLOCK
+def points(folder, name):
+    """What a sweep has measured, by the names of its jobs; without what a clock says."""
+    files = sorted((folder / "runs" / name).glob("*/metrics.json"))
+    return {
+        file.parent.name: {k: v for k, v in json.loads(file.read_text()).items() if k not in CLOCK} for file in files
     }
 
 
+@pytest.mark.parametrize("name", ["array", "local"])
+def test_a_sweep_gives_the_same_numbers_whoever_launches_it(jobs, name):
+    folder, codes, _ = jobs
+    assert codes[name] == codes["basic"] == 0, (folder / f"name={name}.log").read_text()
+    basic = points(folder, "basic")
+    assert len(basic) == len({json.dumps(numbers) for numbers in basic.values()}) == SIX
+    assert points(folder, name) == basic
+    for job in basic:
+        found, wanted = (tensors(folder / "runs" / sweep / job) for sweep in (name, "basic"))
+        assert found.keys() == wanted.keys()
+        assert all(found[key].tobytes() == value.tobytes() for key, value in wanted.items()), job
+
+
 def test_a_job_that_fails_leaves_the_others_alone_and_says_why(jobs):
-    folder, _, codes, _ = jobs
-    assert codes["array"] == 1
-    assert "trainer.batch_size is 100000" in (folder / "name=array.log").read_text()
-    rows = status.look([folder / "runs" / "array"], status.Slurm.ask())
-    assert [row.state for row in rows] == ["failed", "done", "done", "done"]
+    folder, codes, _ = jobs
+    assert codes["failing"] == 1
+    assert "trainer.batch_size is 100000" in (folder / "name=failing.log").read_text()
+    rows = status.look([folder / "runs" / "failing"], status.Slurm.ask())
+    assert [row.state for row in rows] == ["failed", "done"]
     assert "trainer.batch_size is 100000" in rows[0].told
 
 
 def test_two_ranks_warned_of_their_time_limit_end_as_one_process(jobs):
-    folder, _, codes, _ = jobs
+    folder, codes, _ = jobs
     run, one = folder / "runs" / "ranks" / "two", folder / "alone" / "one"
     assert codes["ranks"] == 0, (folder / "name=ranks.log").read_text()
     begun = starts(run)
@@ -244,7 +255,7 @@ def test_two_ranks_warned_of_their_time_limit_end_as_one_process(jobs):
 
 
 def test_requeued_and_warned_it_ends_as_undisturbed_bit_for_bit(jobs):
-    folder, _, _, _ = jobs
+    folder, _, _ = jobs
     run, undisturbed = folder / "runs" / "hand" / "disturbed", folder / "alone" / "undisturbed"
     assert len(starts(run)) >= 3  # requeued by hand, and at its limit
     log = next(folder.glob("facelab-*.out")).read_text()
@@ -258,7 +269,7 @@ def test_requeued_and_warned_it_ends_as_undisturbed_bit_for_bit(jobs):
 
 
 def test_a_sweep_by_hand_is_an_array_that_nobody_waits_for(jobs):
-    folder, _, _, seen = jobs
+    folder, _, seen = jobs
     assert {row.name for row in seen} == {"s1", "s2"}
     assert {row.state for row in seen} <= {"queued", "running"}
     rows = status.look([folder / "runs" / "by_hand"], status.Slurm.ask())
