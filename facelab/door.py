@@ -40,7 +40,8 @@ LONGEST_NAME = 120
 _CHOICE = re.compile(r"(\+\+?|~)?[A-Za-z_][\w./@]*=|~[A-Za-z_]")  # how key=value begins
 # Overrides that say where or how comfortably a job goes, not what it is; they do not name it.
 NAMELESS = (
-    *("out", "name", "job", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress", "teacher", "tune"),
+    *("out", "name", "job", "resume", "sweeps", "logger", "data.loader", "data/loader", "trainer.progress"),
+    *("teacher", "tune"),
     *("batch_size", "accelerator", "check", "progress", "loader", "embeddings"),  # of an evaluation
 )
 
@@ -58,6 +59,7 @@ def open_door(
     program: str,
     look: Callable[[DictConfig, Path], Look] | None = None,
     words: str | None = None,
+    stored: Callable[[Sequence[str]], str | None] | None = None,
 ) -> None:
     """Composes the configuration from the command line and calls `task`; what is the user's to mend ends in one line.
 
@@ -67,6 +69,8 @@ def open_door(
         program: the module that is run, for messages.
         look: of a job of several, (configuration, run directory) → what is known before it starts; it may refuse it.
         words: the key of the list that words without `=` go to, such as photographs; null: they are refused.
+        stored: of what was typed → the name of a configuration that it has stored in place of the primary file; None:
+            that file.
     """
     # Hydra's own one-line errors name neither the nearest option nor the mend; ours need the exceptions themselves.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -77,8 +81,10 @@ def open_door(
     job = Job(task, look, explain, program)
     try:
         _check_flags(program)
+        primary = (stored(sys.argv[1:]) if stored is not None else None) or config_name
+        explain = job.explain = partial(_explain, folder=folder, config_name=primary, program=program)
         Plugins.instance().class_name_to_class[HYDRAS_SWEEPER] = Sweep
-        hydra.main(version_base="1.3", config_path=folder, config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=folder, config_name=primary)(job)()
         if job.failed:
             raise job.failed[0]
     except Stopped as stopped:

@@ -1,10 +1,12 @@
 """Trains a face-recognition model: `python -m facelab.train loss=arcface backbone=r100`; `--help` shows the choices."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from facelab.door import open_door
 from facelab.multirun import launches_processes
+from facelab.training.resuming import configuration_of, in_quotes
 from facelab.training.sweeping import look, plain_values
 
 
@@ -25,7 +27,8 @@ def run(config: Any) -> float | None:
 
 def main() -> None:
     """The command line."""
-    open_door(run, "config", "facelab.train", look)
+    sys.argv[1:] = in_quotes(sys.argv[1:])
+    open_door(run, "config", "facelab.train", look, stored=configuration_of)
 
 
 if __name__ == "__main__":

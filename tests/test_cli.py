@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2
 
+from facelab.training.stored import files_of
+
 FACES = [
     "data.identities=24",
     "data.images_per_identity=6",
@@ -161,8 +163,8 @@ def test_two_processes_train_with_sharded_centres(tmp_path):
     run = tmp_path / "runs" / "default" / "two"
     assert "2 processes" in out
     assert "Traceback" not in err
-    shards = sorted(path.name for path in (run / "checkpoints").glob("last.ckpt.shard-*"))
-    assert [name.rsplit(".", 1)[0] for name in shards] == ["last.ckpt.shard-0-of-2", "last.ckpt.shard-1-of-2"]
+    _, *shards = files_of(run / "checkpoints" / "last.ckpt")
+    assert [path.stem for path in shards] == ["last.ckpt.shard-0-of-2", "last.ckpt.shard-1-of-2"]
     (run / "metrics.json").unlink()  # as if it had been stopped before its report: one process makes it from the shards
     finish(start(tmp_path, *arguments, "trainer.devices=1"))
     assert (run / "metrics.json").is_file()

@@ -14,7 +14,7 @@ import yaml
 from facelab.compare.results import Cost, Run, Scores
 from facelab.compare.scores import read_scores
 from facelab.report.record import read_columns
-from facelab.training.record import LATER, flat
+from facelab.training.sameness import LATER, flat
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, in C: a tenth of the time
 SIGNS = ("metrics.csv", "metrics.json", "environment.json", "scores", "checkpoints", ".lock")  # of a run

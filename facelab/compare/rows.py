@@ -13,7 +13,7 @@ import yaml
 
 from facelab.compare.results import Run
 from facelab.door import LONGEST_NAME, configuration_folder
-from facelab.training.record import FREE
+from facelab.training.sameness import FREE
 
 # Not what an experiment is about: where and how comfortably it ran, how it was measured (a stamp says that), the seed.
 UNASKED = (*FREE, "seed", "benchmark", "ema", "data.root", "data.roots", "teacher", "trainer.log_every")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from facelab.loss.classifier import MarginLoss
-from facelab.training.checkpoint import Tensors, read_meta
+from facelab.training.stored import Tensors, files_of
 
 _LOSS, _CENTRES = "model.loss.", "classifier.weight"
 
@@ -45,8 +45,7 @@ def check(path: Path, loss: nn.Module, num_classes: int) -> Tensors:
         ValueError: it has no class centres, those of another number of classes, or of another length; or it cannot be
             told which are meant.
     """
-    meta = read_meta(path)
-    stored = Tensors([path, *(path.with_name(name) for name in meta["shards"])])
+    stored = Tensors(files_of(path))
     for margin, front in _pairs(path, loss, stored):
         classes, size = stored.rows(front + _CENTRES), stored.shape(front + _CENTRES)[1]
         if classes != num_classes:
@@ -80,7 +79,7 @@ def rows(key: str, path: Path, num_classes: int, part: tuple[int, int]) -> Tenso
         FileNotFoundError: the checkpoint or one of its shards is missing.
         ValueError: it has no class centres, or several, or those of another number of classes.
     """
-    stored = Tensors([path, *(path.with_name(name) for name in read_meta(path)["shards"])])
+    stored = Tensors(files_of(path))
     found = [name for name in stored.keys() if name.startswith(_LOSS) and name.endswith(_CENTRES)]  # noqa: SIM118
     if len(found) != 1:
         raise ValueError(

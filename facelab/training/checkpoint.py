@@ -2,31 +2,42 @@
 
 Tensors have the names `model.<parameter or buffer>` and `optimizer.<parameter>.<quantity>`, and `sampler.<quantity>`
 where a sampler adapts; everything else (step, position in the plan, configuration, running means of the log, best
-score) is one JSON text in the file's metadata.
+score) is one JSON text in the file's metadata, beside the checksums (`facelab.training.stored`).
 
 Class centres that are sharded over W > 1 ranks, and what else belongs to a class, lie in W further files beside it,
 `<name>.shard-<r>-of-<W>.<step>`, each with its first row in its metadata. They are written first; the main file names
 them, so its rename makes all of them valid at once. Any number of ranks can read them: each reads the rows that it
 holds.
+
+Before a new last.ckpt takes its name, the old one gets a second one, previous.ckpt; its shards stay under their names.
+So at any moment one of the two is complete, and after the first two savings a complete predecessor is there as well:
+main file and shards of the saving before. Room is needed for three: the two, and the one that is being written.
+
+A saving has two halves. `take` gathers what this rank has to write, while training stands still; writing it asks
+nothing of the other ranks, so a thread can do it while they train (`facelab.training.background`), in which no
+collective could be called. That the shards of all ranks are complete rank 0 sees in the folder: each of them, and the
+main file, holds the number of the saving, which the ranks have agreed on in `take`.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from facelab.atomic import atomic
 from facelab.loss.collective import rank_and_world
+from facelab.training.saving import Part, Saving, agree, number, write, write_file
+from facelab.training.stored import FORMAT, Tensors, files_of, read_meta
 
-FORMAT = 1
+__all__ = [
+    *("Progress", "Tensors", "amend", "has_average", "load", "load_network", "load_sampler", "read_meta", "save"),
+    "take",
+]
+
 AVERAGE = "model.average."  # begins the names of averaged weights
 SAMPLER = "sampler."
 
@@ -44,6 +55,8 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)  # what that validation measured
     window: dict[str, float] = field(default_factory=dict)  # sums of the log's unfinished window
     histograms: dict[str, list[list[int]]] = field(default_factory=dict)  # of angles and lengths, as they are packed
+    steps: int = 0  # of the whole run, as it was to be then; 0 in older checkpoints
+    extended: list[list[int]] = field(default_factory=list)  # [steps done, steps of the run until then], each time
 
 
 def save(
@@ -53,7 +66,25 @@ def save(
     meta: Mapping[str, Any],
     sampler: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Writes a checkpoint, called on every rank.
+    """Writes a checkpoint, called on every rank; see `take`."""
+    write([take(path, model, optimizer, meta, sampler)])
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous()
+
+
+def take(
+    path: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer | None,
+    meta: Mapping[str, Any],
+    sampler: Mapping[str, Tensor] = MappingProxyType({}),
+    previous: Path | None = None,
+    promotes: bool = True,
+    copy: Callable[[Tensor], Tensor] = _as_it_is,
+) -> Saving:
+    """What this rank writes of a checkpoint; called on every rank.
 
     Args:
         path: final name; the file appears there complete or not at all.
@@ -61,6 +92,9 @@ def save(
         optimizer: stored too if given; without it the file serves evaluation.
         meta: JSON-able values, `step` among them.
         sampler: what a sampler needs to go on, the same on every rank.
+        previous: the name that a checkpoint of an earlier step keeps, whose place this one takes; None: it goes.
+        promotes: whether that is the one at `path`; not where it is damaged.
+        copy: gives a tensor's values on the CPU, contiguous: a copy where they are written while training goes on.
     """
     rank, world = rank_and_world()
     sharded = set(model.sharded) if world > 1 else set()
@@ -74,53 +108,38 @@ def save(
                 tensors[key] = value
                 owner[key] = name
     mine = {key for key in tensors if owner.get(key) in sharded and tensors[key].dim() > 0}
-    files: list[str] = []
+    names, same, shard, main = [], {}, None, None
     if mine:
-        files = [f"{path.name}.shard-{r}-of-{world}.{meta['step']}" for r in range(world)]
-        start = model.shard_start
-        _write(path.with_name(files[rank]), {k: tensors[k] for k in mine}, {"start": start, "rank": rank})
-        dist.barrier()
+        names = [f"{path.name}.shard-{r}-of-{world}.{meta['step']}" for r in range(world)]
+        same = {"saving": number()}
+        about = {"start": model.shard_start, "rank": rank, **same}
+        shard = Part(path.with_name(names[rank]), {key: copy(tensors[key]) for key in tensors if key in mine}, about)
     if rank == 0:
-        whole = {key: value for key, value in tensors.items() if key not in mine}
-        _write(path, whole, {"format": FORMAT, "shards": files, **meta})
-        for old in path.parent.glob(f"{path.name}.shard-*"):
-            if old.name not in files:
-                old.unlink()
-    if world > 1:
-        dist.barrier()
+        whole = {key: copy(value) for key, value in tensors.items() if key not in mine}
+        main = Part(path, whole, {"format": FORMAT, "shards": names, **same, **meta})
+    return Saving(shard, main, previous, promotes)
 
 
-def amend(path: Path, meta: Mapping[str, Any]) -> None:
-    """Gives a checkpoint another JSON part; its tensors stay. Called on every rank."""
-    rank, world = rank_and_world()
-    if rank == 0:
-        shards = read_meta(path)["shards"]
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        _write(path, tensors, {"format": FORMAT, "shards": shards, **meta})
-    if world > 1:
-        dist.barrier()
+def amend(path: Path, meta: Mapping[str, Any], source: Path | None = None) -> None:
+    """Gives a checkpoint another JSON part; its tensors stay. Called on every rank.
 
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint.
+    Args:
+        path: its final name.
+        meta: the new part, of the same step.
+        source: where its tensors are; None: at `path`.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where the file is damaged, or no checkpoint of facelab.
+        OSError: on every rank, where it cannot be written.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} is not there: give the path of a last.ckpt or best.ckpt")
-    with _open(path) as file:
-        text = (file.metadata() or {}).get("facelab")
-    if text is None:
-        raise ValueError(f"checkpoint {path} was not written by facelab: its metadata has no 'facelab' entry")
-    meta = json.loads(text)
-    if "format" not in meta:
-        raise ValueError(f"checkpoint {path} is one shard of several: give the main file, the name before '.shard-'")
-    if meta["format"] != FORMAT:
-        raise ValueError(f"checkpoint {path} has format {meta['format']}, this facelab reads {FORMAT}: use its version")
-    return meta
+    source, error = source or path, None
+    if rank_and_world()[0] == 0:
+        before, stored = read_meta(source), Tensors([source])
+        same: dict[str, Any] = {key: before[key] for key in ("shards", "saving") if key in before}
+        try:
+            write_file(path, {key: stored.read(key, None) for key in stored.keys()}, {"format": FORMAT, **same, **meta})  # noqa: SIM118
+        except OSError as caught:
+            error = caught
+    agree(error)
 
 
 def load(path: Path, model: Any, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -131,7 +150,7 @@ def load(path: Path, model: Any, optimizer: torch.optim.Optimizer | None = None)
         FileNotFoundError: where the checkpoint or one of its shards is missing.
     """
     meta = read_meta(path)
-    stored = Tensors([path, *(path.with_name(name) for name in meta["shards"])])
+    stored = Tensors(files_of(path))
     state = model.state_dict()
     present = {key for key in stored.keys() if key.startswith("model.")}  # noqa: SIM118
     _compare_names(path, {f"model.{name}" for name in state}, present, "backbone, head and loss")
@@ -213,81 +232,12 @@ def _fill(path: Path, name: str, target: Tensor, value: Tensor, what: str) -> No
     target.copy_(value)
 
 
-class Tensors:
-    """Reads tensors out of the main file and the shards, by rows where a name is sharded.
-
-    Args:
-        paths: the main file, then its shards.
-
-    Raises:
-        FileNotFoundError: one of them is missing.
-        ValueError: one of them is damaged.
-    """
-
-    def __init__(self, paths: list[Path]):
-        for path in paths:
-            if not path.is_file():
-                raise FileNotFoundError(f"checkpoint {paths[0]} needs its shard {path.name}, which is missing")
-        self.files = [_open(path) for path in paths]
-        self.where: dict[str, list[tuple[int, Any]]] = {}
-        for file in self.files:
-            start = json.loads(file.metadata()["facelab"]).get("start", 0)
-            for key in file.keys():  # noqa: SIM118
-                self.where.setdefault(key, []).append((start, file))
-
-    def keys(self) -> list[str]:
-        """Names of all tensors."""
-        return list(self.where)
-
-    def rows(self, key: str) -> int:
-        """Number of rows over all shards."""
-        return sum(file.get_slice(key).get_shape()[0] for _, file in self.where[key])
-
-    def shape(self, key: str) -> list[int]:
-        """Of the tensor, or of its first shard."""
-        return self.where[key][0][1].get_slice(key).get_shape()
-
-    def read(self, key: str, rows: tuple[int, int] | None) -> Tensor:
-        """The tensor, or its rows start…stop of all shards' rows; scalars are not cut."""
-        parts = sorted(self.where[key], key=lambda part: part[0])
-        if rows is None or not parts[0][1].get_slice(key).get_shape():
-            return parts[0][1].get_tensor(key)
-        start, stop = rows
-        pieces = []
-        for first, file in parts:
-            view = file.get_slice(key)
-            low, high = max(start, first), min(stop, first + view.get_shape()[0])
-            if low < high:
-                pieces.append(view[low - first : high - first])
-        return torch.cat(pieces)
-
-
 def _last_class(model: Any) -> int:
     """One past the last class of all ranks' shards: their number."""
     stop = torch.tensor(model.shard_stop, device=next(model.parameters()).device)
     if rank_and_world()[1] > 1:
         dist.all_reduce(stop, op=dist.ReduceOp.MAX)
     return int(stop)
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read ({error}): delete it, or take the other one") from None
-
-
-def _write(path: Path, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> None:
-    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    try:
-        with atomic(path) as temporary:
-            save_file(contiguous, temporary, metadata={"facelab": json.dumps(meta)})
-    except (OSError, SafetensorError) as error:  # a full disk, mostly
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(
-            f"checkpoint {path} cannot be written ({reason}): mend that (free some space), and start the same command "
-            "again; it goes on from the checkpoint before"
-        ) from error
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:

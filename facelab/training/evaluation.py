@@ -30,8 +30,9 @@ from facelab.training.network import COMMON, about_input, completed, convention,
 from facelab.training.options import EvaluationOptions, check_kind, check_kinds
 from facelab.training.preemption import Interrupted
 from facelab.training.progress import Tracker, show_choices, show_result, track
-from facelab.training.record import RunDirectory, differences
+from facelab.training.record import RunDirectory
 from facelab.training.retraced import compare_classes, open_source, retrace
+from facelab.training.sameness import differences
 from facelab.training.strategy import keep_memory
 from facelab.training.trained import Trained, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
 

@@ -13,30 +13,33 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from facelab.backbone.complexity import count_macs, count_parameters
+from facelab.backbone.complexity import count_parameters
 from facelab.backbone.weights import Input, set_input
 from facelab.benchmark.scores import save_all
 from facelab.data.albumentation import Albumentations
 from facelab.data.inspect import Inspection
 from facelab.loss.base import Loss
 from facelab.report import run as report
-from facelab.training import centres, checkpoint, launching
+from facelab.training import centres, launching
 from facelab.training.checkpoint import Progress
+from facelab.training.choices import choices
 from facelab.training.closed_set import check_classes
 from facelab.training.datamodule import FaceData
+from facelab.training.extending import Extension, extend
 from facelab.training.feedback import about_sampler, check_feedback
 from facelab.training.finite import Diverged
-from facelab.training.groups import GroupSheet, about_head
-from facelab.training.inspection import FILE, about_images, look_at_images, record_of_images
+from facelab.training.groups import GroupSheet
+from facelab.training.inspection import FILE, look_at_images, record_of_images
 from facelab.training.keeper import Keeper, Recorder
 from facelab.training.logging import Copy, tags_of
 from facelab.training.module import FaceModule
-from facelab.training.network import about_input, build_backbone, check_learning, convention
-from facelab.training.objective import about_loss, build_loss, class_weights
+from facelab.training.network import build_backbone, check_learning, convention
+from facelab.training.objective import build_loss, class_weights
 from facelab.training.options import TrainerOptions, check_kinds
 from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.progress import Display, console, show_choices, show_result
 from facelab.training.record import History, RunDirectory
+from facelab.training.stored import Start, choose
 from facelab.training.strategy import keep_memory, launched_rank, peak_memory, strategy
 from facelab.training.teaching import Teaching, taught
 
@@ -57,6 +60,8 @@ class Run:
     network: Any  # the backbone's shapes, without values
     head: nn.Module  # the same of the head
     directory: RunDirectory
+    start: Start | None  # the checkpoint that it goes on from
+    longer: Extension | None  # where it is to have more steps than before
     found: Inspection  # what is wrong with the images
     sampling: dict[str, str]  # what is to be said of the sampler
     teaching: Teaching | None  # who teaches
@@ -93,8 +98,9 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     writes = launched_rank() == 0
     stop = StopRequest()
     try:
-        with closing(RunDirectory(where, plain, writes)) as directory:
-            if directory.finished:
+        extends = plain.get("resume") is not None
+        with closing(RunDirectory(where, plain, writes, extends)) as directory:
+            if directory.finished and not directory.extended:
                 return show_finished(directory, "This run is finished; nothing was trained.")
             run = _build(config, plain, options, directory)
             return _train(run, stop, writes)
@@ -122,7 +128,8 @@ def _benchmark(config: Any) -> Any:
 def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
     if type(config.seed) is not int or config.seed < 0:
         raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
-    meta = checkpoint.read_meta(directory.last) if directory.resumable else None
+    start = choose(directory.last, directory.previous)
+    meta = None if start is None else start.meta
     progress = Progress() if meta is None else Progress(**meta["progress"])
     loader = instantiate(config.data.loader)  # first, since it may not be installed
     source = instantiate({key: value for key, value in config.data.items() if key not in COMMON})
@@ -157,6 +164,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     if not found.kept.all():
         data.divide(found.kept)
     data.look()
+    longer = extend(directory, data, progress, recipe)
     centres_of = class_weights(config.loss)
     if centres_of is not None and meta is None:
         centres.check(centres_of, loss, data.num_classes)
@@ -173,7 +181,8 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
     lesson = None if teaching is None else teaching.lesson
     module = FaceModule(build, augment, degrade, recipe, benchmark, data, progress, config.seed, fresh, lesson)
     sampling = about_sampler(data.plan, data.labels, loss, options.accumulate)
-    return Run(config, plain, options, progress, data, module, network, head, directory, found, sampling, teaching)
+    built = (progress, data, module, network, head)
+    return Run(config, plain, options, *built, directory, start, longer, found, sampling, teaching)
 
 
 def _backbone(config: Any, meta: Mapping[str, Any] | None) -> Any:
@@ -193,25 +202,29 @@ def _train(run: Run, stop: StopRequest, writes: bool) -> dict[str, float]:
             if hasattr(run.data.source, "encoded"):
                 run.found.write(directory.path / FILE)  # before config.yaml: who resumes finds it
             directory.start(plain)
-            resumed = progress.step if directory.resumable else -1
+            resumed = -1 if run.start is None else progress.step
             history = History(directory.path / "metrics.csv", resumed, progress.validated)
             images = record_of_images(run.data.source, plain["data"]["known"], run.found, run.data.taken)
             directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
-            show_choices({**_choices(run), **copy.about}, str(directory.path))
+            _tell(run)
+            show_choices({**choices(run), **copy.about}, str(directory.path))
             copy.follow(history.path)
         with stop:
             keeper = _keeper(run, stop)
             recorder = Recorder(history, copy, run.options.log_every)
             display = Display(run.options.progress and writes)
             trainer = _trainer(run, [recorder, keeper, display, GroupSheet(directory.path if writes else None)])
-            _fit(run, trainer)
-            if writes:
-                print(f"scoring {run.data.report.name} …", flush=True)
-            trainer.test(run.module, datamodule=run.data, verbose=False)
+            try:
+                _fit(run, trainer)
+                if writes:
+                    print(f"scoring {run.data.report.name} …", flush=True)
+                trainer.test(run.module, datamodule=run.data, verbose=False)
+            finally:
+                keeper.writer.close()  # after an error too, what is on its way becomes a whole checkpoint
         if not writes:
             return {}
         result = run.module.result
-        metrics = _final(run, keeper.reported["step"], result)
+        metrics = _final(run, keeper.reported, result)
         save_all(directory.path / "scores", result)
         directory.note(peak_memory=peak_memory(run.options.on_gpu))
         directory.finish(metrics)
@@ -231,6 +244,16 @@ def _train(run: Run, stop: StopRequest, writes: bool) -> dict[str, float]:
         copy.finish()
 
 
+def _tell(run: Run) -> None:
+    """Says, and records, that the run does not simply go on: what is damaged, what is longer."""
+    if run.start is not None and run.start.told:
+        print(f"facelab: {run.start.told}", flush=True)
+        run.directory.note(damaged=run.start.told)
+    if run.longer is not None:
+        print(f"facelab: {run.longer.words}", flush=True)
+        run.directory.extend(run.longer.facts)
+
+
 def _fit(run: Run, trainer: pl.Trainer) -> None:
     """From where the run stands to its last step."""
     module, progress, data = run.module, run.progress, run.data
@@ -245,14 +268,14 @@ def _fit(run: Run, trainer: pl.Trainer) -> None:
 
 def _way_on(run: Run) -> str:
     """What to do when the numbers have run away."""
-    last = run.directory.last
-    if not run.directory.resumable:
+    start = choose(run.directory.last, run.directory.previous)
+    if start is None:
         return "Nothing was saved before: lower optimizer.lr, or lengthen optimizer.schedule.warmup_epochs"
     keys = ["backbone.weights", *(["loss.classifier.weights"] if run.module.sharded else [])]
     # Twice in quotes, for the shell and for Hydra: a job's name has commas and signs of equality.
-    weights = " ".join(f"\"{key}='{last}'\"" for key in keys)
+    weights = " ".join(f"\"{key}='{start.path}'\"" for key in keys)
     return (
-        f"The last good checkpoint is {last}, of step {checkpoint.read_meta(last)['step']:,}; the same command goes on "
+        f"The last good checkpoint is {start.path}, of step {start.meta['step']:,}; the same command goes on "
         "from there, most likely to the same end. To go on otherwise (with a lower optimizer.lr, a longer "
         "optimizer.schedule.warmup_epochs, a smaller optimizer.clip_norm or trainer.precision=fp32) is another run: "
         f"add to the command that change and {weights} job=a_new_name"
@@ -265,7 +288,9 @@ def _keeper(run: Run, stop: StopRequest) -> Keeper:
         meta["closed_set"] = True  # images were held out, not identities
     if run.teaching is not None:
         meta["teacher_sha256"] = run.teaching.digest
-    return Keeper(run.directory, stop, meta, run.options.save_every_steps, run.options.save_every_minutes)
+    options = run.options
+    every = (options.save_every_steps, options.save_every_minutes)
+    return Keeper(run.directory, stop, meta, *every, run.start, options.save_in_background)
 
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -306,60 +331,12 @@ def _logger(run: Run) -> Any:
     )
 
 
-def _kind(node: Mapping[str, Any]) -> str:
-    """The class that a group's choice stands for."""
-    return str(node["_target_"]).rsplit(".", 1)[-1]
-
-
-def _set(node: Mapping[str, Any]) -> str:
-    """A data set's own name where it has one."""
-    return str(node["known"]["name"]) if node["known"] else _kind(node)
-
-
-def _choices(run: Run) -> dict[str, str]:
-    plain, data, options = run.plain, run.data, run.options
-    network = run.network
-    device = "GPU" if options.on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    size, who = data.source.size, "classes" if data.closed else "identities"
-    return {
-        "backbone": f"{_kind(plain['backbone'])}, {count_parameters(network):,} parameters, "
-        f"{count_macs(network, size) / 1e9:.3f} GMACs at {size}×{size}, D={network.embedding_size}"
-        f"{about_input(network)}",
-        **about_head(run.head),
-        "loss": about_loss(plain["loss"]),
-        **({} if run.teaching is None else {"teacher": run.teaching.about}),
-        "data": f"{_set(plain['data'])}: {data.num_classes:,} {who}, {len(data.subset):,} images to train on",
-        **about_images(data.source, plain["data"]["known"], run.found),
-        **({"taken": str(data.taken)} if data.taken.told else {}),
-        **run.sampling,
-        "held out": "nobody" if data.selection is None else f"{data.selection.about} choose best.ckpt",
-        "reported": f"{data.report.name}: {data.report.about}",
-        "schedule": f"{data.steps:,} steps of {options.batch_size} images = {data.steps / data.steps_per_epoch:.3g} "
-        f"epochs; {_kind(plain['optimizer'])}, rate {run.module.recipe.lr:g}, "
-        f"{_kind(plain['optimizer']['schedule']).lower()}"
-        + (f"; weights averaged with decay {options.ema:g}" if options.ema is not None else ""),
-        "device": f"{device}, {options.lightning_precision}" + (f", {options.world} processes" * (options.world > 1)),
-        "start": f"resumed at step {run.progress.step:,}" if run.directory.resumable else _first_step(plain),
-    }
-
-
-def _first_step(plain: Mapping[str, Any]) -> str:
-    weights, classifier = plain["backbone"]["weights"], plain["loss"]["classifier"]
-    kept = "frozen class centres" if classifier["frozen"] else "class centres"
-    return (
-        "from the first step"
-        + (f", with the weights of {weights}" if weights else "")
-        + (f", {plain['backbone']['freeze']} stages frozen" if plain["backbone"]["freeze"] else "")
-        + (f", with the {kept} of {classifier['weights']}" if classifier["weights"] else "")
-    )
-
-
-def _final(run: Run, step: int, result: Any) -> dict[str, float]:
-    progress = run.progress
+def _final(run: Run, reported: Mapping[str, Any], result: Any) -> dict[str, float]:
+    progress, best = run.progress, reported["progress"]["best"]  # as measured of that checkpoint
     return {
         **result.all_metrics(),
-        **progress.best,
-        "best_step": step,
+        **best,
+        "best_step": reported["step"],
         "steps": progress.step,
         "images": progress.images,
         "seconds": round(progress.seconds, 1),

@@ -3,7 +3,8 @@
 They are counted on the device; who reads them waits for it. All ranks count the same global batch.
 """
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ class Histograms:
     Args:
         steps: of the whole run.
         packed: what `pack` gave when the run stopped; empty for a fresh start.
+        extended: [step, number of steps until then] of each time that the run was made longer. Its stretch ends there,
+            and what then lies ahead is divided into as many of its own.
     """
 
-    def __init__(self, steps: int, packed: Mapping[str, list[list[int]]]):
-        stretches = min(STRETCHES, steps)
-        self.bounds = [-(-k * steps // stretches) for k in range(stretches + 1)]  # steps done
-        self._steps = steps
+    def __init__(self, steps: int, packed: Mapping[str, list[list[int]]], extended: Sequence[Sequence[int]] = ()):
+        self.bounds = _bounds(steps, extended)  # steps done
+        stretches = len(self.bounds) - 1
         self._edges = {kind: torch.from_numpy(edges) for kind, edges in EDGES.items()}
         # (stretches + 1, bins): the last row is that of the log's window.
         self._counts = {
@@ -44,10 +46,12 @@ class Histograms:
         }
         for kind, rows in packed.items():
             if kind not in EDGES:
-                self._counts[kind] = torch.tensor(rows, dtype=torch.int64)
-                continue
-            for row, (first, *counts) in zip(self._counts[kind], rows, strict=True):
-                row[first : first + len(counts)] = torch.tensor(counts, dtype=torch.int64)
+                self._counts[kind] = torch.zeros(stretches + 1, len(rows[0]), dtype=torch.int64)
+            # Of a run that was shorter: what is behind the stretch it stands in is empty, and the window stays last.
+            places = [*range(min(len(rows) - 1, stretches)), stretches]
+            for place, row in zip(places, [*rows[: len(places) - 1], rows[-1]], strict=True):
+                first, counts = (row[0], row[1:]) if kind in EDGES else (0, row)
+                self._counts[kind][place, first : first + len(counts)] = torch.tensor(counts, dtype=torch.int64)
 
     @torch.no_grad()
     def add(self, rows: Mapping[str, Tensor], step: int) -> None:
@@ -74,15 +78,18 @@ class Histograms:
             if kind not in self._counts:
                 self._counts[kind] = torch.zeros(len(self.bounds), len(numbers), dtype=torch.int64)
             counts = self._counts[kind] = self._counts[kind].to(numbers.device)
-            counts[step * (len(counts) - 1) // self._steps] += numbers
+            counts[self._stretch(step)] += numbers
 
     def _count(self, kind: str, values: Tensor, step: int) -> None:
         edges, counts = (of[kind].to(values.device) for of in (self._edges, self._counts))
         self._edges[kind], self._counts[kind] = edges, counts
         bins = torch.bucketize(values, edges[1:-1], right=True)  # (B,); NaN falls into the last
         found = torch.zeros_like(counts[0]).index_add_(0, bins, torch.ones_like(bins))
-        counts[step * (len(counts) - 1) // self._steps] += found
+        counts[self._stretch(step)] += found
         counts[-1] += found
+
+    def _stretch(self, step: int) -> int:
+        return bisect_right(self.bounds, step) - 1
 
     def take_medians(self) -> dict[str, float]:
         """Medians since the last call by kind, as exact as the bins, of what was counted at all."""
@@ -143,3 +150,15 @@ class Histograms:
                 f"{path} cannot be written ({error.strerror}): mend that (free some space), and start the same command "
                 "again; it goes on from the last checkpoint"
             ) from error
+
+
+def _bounds(steps: int, extended: Sequence[Sequence[int]]) -> list[int]:
+    """Where the stretches begin and end, in steps done."""
+    found, starts = [0], [0, *(step for step, _ in extended)]
+    wholes = [*(before for _, before in extended), steps]
+    for start, whole, stop in zip(starts, wholes, [*starts[1:], steps], strict=True):
+        ahead = whole - start
+        stretches = min(STRETCHES, ahead)
+        own = [start + -(-k * ahead // stretches) for k in range(1, stretches + 1)]
+        found += [bound for bound in own if bound < stop] + [stop] * (stop > start)
+    return found

@@ -11,10 +11,12 @@ from torch import distributed as dist
 from facelab.loss.collective import rank_and_world
 from facelab.training import checkpoint
 from facelab.training.averaging import shipped
+from facelab.training.background import Writer
 from facelab.training.histograms import FILE
 from facelab.training.logging import Copy
 from facelab.training.preemption import Interrupted, StopRequest
 from facelab.training.record import History, RunDirectory
+from facelab.training.stored import Start
 
 VOTE_EVERY = 8  # steps: a vote of several ranks waits for their devices, and a signal can wait for a few steps
 
@@ -85,6 +87,8 @@ class Keeper(pl.Callback):
         meta: what a checkpoint says of itself beside its progress: configuration, classes, input convention.
         every_steps: steps between two savings; None: at validations only.
         every_minutes: the same in minutes.
+        start: the checkpoint that the run goes on from; None where it begins.
+        background: whether training goes on while they are written.
     """
 
     def __init__(
@@ -94,37 +98,72 @@ class Keeper(pl.Callback):
         meta: dict[str, Any],
         every_steps: int | None,
         every_minutes: float | None,
+        start: Start | None,
+        background: bool,
     ):
         self.run, self.stop, self.meta = run, stop, meta
         self.every_steps, self.every_minutes = every_steps, every_minutes
-        self.resumed = run.resumable
+        self.writer = Writer(background)
+        self.source = None if start is None else start.path  # the newest checkpoint that is whole
+        self.resumed = start is not None
+        self._first = -1 if start is None else start.meta["step"]
         self.reported: dict[str, Any] = {}  # what the checkpoint says that is reported
         self._saved = time.monotonic()
+
+    def setup(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
+        """The first thing that the ranks do together: see that all go on from the same checkpoint.
+
+        Raises:
+            ValueError: on every rank, where they do not.
+        """
+        if rank_and_world()[1] > 1:
+            first = torch.tensor([float(self._first), -float(self._first)], device=trainer.strategy.root_device)
+            dist.all_reduce(first, op=dist.ReduceOp.MAX)
+            if first[0] != -first[1]:
+                raise ValueError(
+                    f"the processes find different checkpoints in {self.run.last.parent} (of step {int(first[0]):,} "
+                    f"and of step {-int(first[1]):,}; -1: none): see that all machines read the same files, and start "
+                    "the same command again"
+                )
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Everything is put back as it was when the run stopped."""
         self.stop.take_back()
         if self.resumed:
-            checkpoint.load(self.run.last, module, trainer.optimizers[0])
+            assert self.source is not None
+            checkpoint.load(self.source, module, trainer.optimizers[0])
             module.unpack_window()
             if module.feedback is not None:
-                module.feedback.restore(checkpoint.load_sampler(self.run.last))
+                module.feedback.restore(checkpoint.load_sampler(self.source))
             self.resumed = False
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """A validation that was given up is made good before training goes on, with the weights of then."""
         self.stop.take_back()
         if self.resumed:
-            checkpoint.load(self.run.last, module)
+            assert self.source is not None
+            checkpoint.load(self.source, module)
             module.unpack_window()
 
     def on_test_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """The report is on the best checkpoint, or on the last where nobody was held out to choose by."""
+        """The report is on the best checkpoint, or on the last where nobody was held out to choose by.
+
+        Raises:
+            FileNotFoundError: somebody has taken the best one away.
+        """
         self.stop.take_back()
+        self.writer.finish()
+        chosen = module.progress.best_step
         if self.run.best.is_file():
             self.reported = checkpoint.load(self.run.best, shipped(module))
+        elif chosen < 0:
+            assert self.source is not None
+            self.reported = checkpoint.load(self.source, module)
         else:
-            self.reported = checkpoint.load(self.run.last, module)
+            raise FileNotFoundError(
+                f"checkpoint {self.run.best}, chosen at step {chosen:,}, is missing, and its weights are nowhere else: "
+                f"put it back; or delete {self.run.best.parent}, and the run begins anew"
+            )
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Between validations; where one is due, what it finds is saved with the step."""
@@ -132,7 +171,10 @@ class Keeper(pl.Callback):
         if rank_and_world()[1] > 1 and step % VOTE_EVERY and not self._is_due(step):
             return
         late = self.every_minutes is not None and time.monotonic() - self._saved > 60 * self.every_minutes
-        asked, warned, late = self._agree(module, self.stop.received is not None, self.stop.warned, late)
+        wishes = (self.stop.received is not None, self.stop.warned, late, self.writer.failed)
+        asked, warned, late, failed = self._agree(module, *wishes)
+        if failed:
+            self.writer.finish()  # which says why
         self.stop.hear(asked, warned)
         if asked or ((self._is_due(step) or late) and not module.data.validates_at(step)):
             self.save(trainer, module)
@@ -162,7 +204,6 @@ class Keeper(pl.Callback):
         progress.validated = progress.step
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.best = score, progress.step, metrics
-            checkpoint.save(self.run.best, shipped(module), None, self._describe(module))
         self.save(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -171,16 +212,32 @@ class Keeper(pl.Callback):
             self.save(trainer, module)
 
     def save(self, trainer: pl.Trainer, module: Any) -> None:
-        """Writes last.ckpt, unless it would hold what is no number."""
+        """Writes last.ckpt, and before it best.ckpt where this is the best step; never what is no number.
+
+        Raises:
+            Diverged: there is such a number.
+            OSError: this checkpoint, or the one before it, cannot be written.
+        """
         module.refuse_bad_numbers(tensors=True)
+        self.writer.finish()
+        progress, about = module.progress, self._describe(module)
+        savings = []
+        if progress.best_step == progress.step == progress.validated:
+            savings.append(self.writer.take(self.run.best, shipped(module), None, about))
         if self.resumed and not trainer.optimizers:
-            # A validation made good before training goes on: the tensors of last.ckpt, momentum included, still hold.
-            checkpoint.amend(self.run.last, self._describe(module))
+            # A validation made good before training goes on: the tensors that are there, momentum included, still hold.
+            self.writer.start(savings)
+            self.writer.finish()
+            checkpoint.amend(self.run.last, about, self.source)
         else:
             # Before the first step there is no optimizer, and nothing of it to keep.
             optimizer = trainer.optimizers[0] if trainer.optimizers else None
             sampler = {} if module.feedback is None else module.feedback.state()
-            checkpoint.save(self.run.last, module, optimizer, self._describe(module), sampler)
+            whole = self.source == self.run.last  # else it is damaged, and the one before it has to stay
+            previous = self.run.previous
+            savings.append(self.writer.take(self.run.last, module, optimizer, about, sampler, previous, whole))
+            self.writer.start(savings)
+        self.source = self.run.last
         self._saved = time.monotonic()
 
     def _describe(self, module: Any) -> dict[str, Any]:
@@ -200,6 +257,7 @@ class Keeper(pl.Callback):
         return tuple(bool(vote) for vote in votes)
 
     def _leave(self, module: Any) -> None:
+        self.writer.finish()
         step, steps = module.progress.step, module.data.steps
         raise Interrupted(
             f"stopped by {self.stop.received} after step {step:,} of {steps:,}; "

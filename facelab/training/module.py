@@ -85,7 +85,7 @@ class FaceModule(pl.LightningModule):
         self.feedback = Feedback(data.plan, self.accumulate) if data.plan.adapts else None
         self.average: Average | None = None
         self.result: Any = None
-        self.histograms = Histograms(data.steps, progress.histograms)
+        self.histograms = Histograms(data.steps, progress.histograms, progress.extended)
         self._embedded: list[Tensor] = []
         self._last: Tensor | None = None
         self.watch = Watch(data.source)

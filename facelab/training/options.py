@@ -35,6 +35,7 @@ class TrainerOptions:
     validate_every: float
     save_every_steps: int | None
     save_every_minutes: float | None
+    save_in_background: bool
     log_every: int
     progress: bool
     ema: float | None

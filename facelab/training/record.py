@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,42 +23,8 @@ from typing import Any
 import yaml
 
 from facelab.atomic import UNFINISHED, atomic
+from facelab.training.sameness import changes, is_longer, only_length, told
 
-# What may differ between two starts of one experiment: it changes where and how comfortably it runs, not its result.
-FREE = (
-    "out",
-    "name",
-    "job",
-    "logger",
-    "tune",
-    "data.known",
-    "data.loader",
-    "embeddings",
-    "trainer.accelerator",
-    "trainer.checkpointing",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.progress",
-    "trainer.save_every_steps",
-    "trainer.save_every_minutes",
-    # of an evaluation, whose checkpoint is known by its content:
-    "checkpoint",
-    "trained",
-    "batch_size",
-    "accelerator",
-    "check",
-    "progress",
-    "loader",
-    "benchmark.device",
-    "benchmark.state",
-)
-# Options that are younger than some run directories, with the values that leave a run what it was without them.
-LATER = {
-    **{"backbone.freeze": 0, "optimizer.stage_decay": 1.0, "optimizer.backbone_factor": 1.0},
-    **{"data.take.min_images": 1, "data.take.seed": 0, "data.take.long_tail.seed": 0},
-    **{"data.take.noise.fraction": 0.0, "data.take.noise.kind": "flip", "data.take.noise.seed": 0},
-    **{"benchmark.quality.alpha": 0.0, "benchmark.quality.beta": 0.0},
-}
 COLUMNS = (
     "step",
     "images",
@@ -87,15 +53,21 @@ class RunDirectory:
         path: the folder; made if it is not there.
         config: the resolved configuration as plain dicts, lists and scalars.
         writes: whether this process writes (rank 0); the others only read.
+        extends: whether the run may be a longer one than the folder's, as `resume=` asks for.
+
+    Attributes:
+        extended: key → (value of the folder's run, value now), where it is a longer one.
 
     Raises:
         ValueError: where the folder holds a run of another configuration (the differing keys are named), belongs to a
             running process, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], writes: bool = True):
+    def __init__(self, path: Path, config: Mapping[str, Any], writes: bool = True, extends: bool = False):
         self.path, self.writes = path, writes
+        self.extended: dict[str, tuple[Any, Any]] = {}
         self.last = path / "checkpoints" / "last.ckpt"
+        self.previous = path / "checkpoints" / "previous.ckpt"
         self.best = path / "checkpoints" / "best.ckpt"
         self._lock: io.TextIOWrapper | None = None
         if writes:
@@ -120,12 +92,15 @@ class RunDirectory:
                     f"{stored} is no configuration, so nobody can tell whose run this is: delete that folder, or give "
                     "this run another place with name=… or job=…"
                 )
-            differing = differences(before, config)
-            if differing:
+            changed = changes(before, config)
+            if extends and only_length(changed) and all(is_longer(*values) for values in changed.values()):
+                self.extended = changed
+            elif changed:
                 self.close()
+                longer = f"; to train it for longer: resume={path} with a larger number"
                 raise ValueError(
-                    f"run directory {path} holds a run of another configuration ({'; '.join(differing)}): "
-                    "give this one another place with name=… or job=…, or delete that folder"
+                    f"run directory {path} holds a run of another configuration ({'; '.join(told(changed))}): give "
+                    f"this one another place with name=… or job=…, or delete that folder{longer * only_length(changed)}"
                 )
 
     @property
@@ -135,16 +110,37 @@ class RunDirectory:
 
     @property
     def resumable(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return self.last.is_file()
+        """Whether there is a checkpoint to go on from; which one, `facelab.training.stored.choose` finds out."""
+        return self.last.is_file() or self.previous.is_file()
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Writes config.yaml, once all choices have proved sound: from then on the folder belongs to them."""
         if not (self.path / "config.yaml").is_file():
-            with atomic(self.path / "config.yaml") as temporary:
-                temporary.write_text(
-                    yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
-                )
+            self._write_config(config)
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        with atomic(self.path / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    def extend(self, facts: Mapping[str, Any]) -> None:
+        """Makes the folder's run a longer one, once it goes on: not finished any more, with the new values.
+
+        The old numbers stay as metrics-<steps>.json. A kill in the middle leaves a run that is not finished, under its
+        old values or its new ones.
+
+        Args:
+            facts: what environment.json says of it.
+        """
+        if self.finished:
+            steps = self.metrics().get("steps", "before")
+            os.replace(self.path / "metrics.json", self.path / f"metrics-{steps}.json")
+        self.note(extended=dict(facts))
+        if self.extended:
+            config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            for key, (_, now) in self.extended.items():
+                group, name = key.split(".")
+                config[group][name] = now
+            self._write_config(config)
 
     def metrics(self) -> dict[str, float]:
         """The final numbers of a finished run.
@@ -216,23 +212,6 @@ class RunDirectory:
                     self.path.rmdir()
             self._lock.close()
             self._lock = None
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configurations are different experiments, each as 'key: before → now'."""
-    old, new = ({**LATER, **dict(flat(tree))} for tree in (before, now))
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    differing = [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE)]
-    return [f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}" for key in differing]
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 class History:

@@ -23,6 +23,7 @@ from facelab import status
 from facelab.door import configuration_folder
 from facelab.training import fit
 from facelab.training.module import FaceModule
+from facelab.training.stored import files_of
 
 pytestmark = [
     pytest.mark.slurm,
@@ -119,7 +120,7 @@ def history(run):
 def tensors(run):
     """What last.ckpt holds of all ranks, as one process would have written it."""
     found = {}
-    for path in sorted((run / "checkpoints").glob("last.ckpt*")):
+    for path in files_of(run / "checkpoints" / "last.ckpt"):
         with safe_open(path, "np") as file:
             for key in list(file.keys()):
                 found.setdefault(key, []).append(file.get_tensor(key))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from facelab.loss.cosface import CosFace
-from facelab.training import checkpoint
+from facelab.training import checkpoint, saving, stored
 from facelab.training.checkpoint import Progress
 
 C, D = 11, 4  # neither 2 nor 3 divides 11
@@ -159,7 +159,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other\.ckpt was not written by facelab"):
         checkpoint.load(tmp_path / "other.ckpt", *empty("sgd"))
-    checkpoint._write(tmp_path / "later.ckpt", {}, {"format": checkpoint.FORMAT + 1, "shards": []})
+    saving.write_file(tmp_path / "later.ckpt", {}, {"format": stored.FORMAT + 1, "shards": []})
     with pytest.raises(ValueError, match=r"later\.ckpt has format 2, this facelab reads 1"):
         checkpoint.read_meta(tmp_path / "later.ckpt")
 
@@ -200,7 +200,7 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch, crash):
         raise OSError("disk full")
 
     if crash == "write":
-        monkeypatch.setattr(checkpoint, "save_file", half)
+        monkeypatch.setattr(saving, "save_file", half)
     else:
         monkeypatch.setattr(os, "replace", never)
     with pytest.raises(OSError, match=r"last\.ckpt cannot be written \(disk full\): mend that \(free some space\)"):

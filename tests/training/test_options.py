@@ -25,6 +25,7 @@ GOOD = {
     "validate_every": 1.0,
     "save_every_steps": None,
     "save_every_minutes": 10,
+    "save_in_background": True,
     "log_every": 10,
     "progress": True,
     "ema": None,

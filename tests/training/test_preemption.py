@@ -138,14 +138,14 @@ def test_a_handler_put_before_ours_is_taken_away():
 
 def test_several_ranks_save_at_the_same_step_what_one_of_them_was_told(submitit, monkeypatch):
     monkeypatch.setattr(keeper, "rank_and_world", lambda: (0, 2))
-    monkeypatch.setattr(keeper.dist, "all_reduce", lambda votes, op: votes.copy_(torch.tensor([1.0, 1.0, 0.0])))
+    monkeypatch.setattr(keeper.dist, "all_reduce", lambda votes, op: votes.copy_(torch.tensor([1.0, 1.0, 0.0, 0.0])))
     saved = []
     monkeypatch.setattr(Keeper, "save", lambda self, trainer, module: saved.append(module.progress.step))
-    run = SimpleNamespace(resumable=False, last="last.ckpt")
+    run = SimpleNamespace(last="last.ckpt")
     data = SimpleNamespace(validates_at=lambda step: False, steps=100)
     module = SimpleNamespace(device=torch.device("cpu"), data=data, progress=SimpleNamespace(step=7))
     with StopRequest() as stop:
-        callback = Keeper(run, stop, {}, None, None)
+        callback = Keeper(run, stop, {}, None, None, None, background=False)
         callback.on_train_batch_end(None, module, None, None, 0)
         assert saved == []
         module.progress.step = 8

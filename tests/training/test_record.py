@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from facelab.training import record
-from facelab.training.record import COLUMNS, FREE, History, RunDirectory, differences, read_history
+from facelab.training.record import COLUMNS, History, RunDirectory, read_history
+from facelab.training.sameness import FREE, differences
 
 CONFIG = {
     "seed": 1,

@@ -22,7 +22,7 @@ from facelab.training import closed_set, fit
 from facelab.training.datamodule import divide, faces
 from facelab.training.evaluation import evaluate
 from facelab.training.module import FaceModule
-from facelab.training.record import LATER
+from facelab.training.sameness import LATER
 from facelab.training.trained import safe
 
 TAKES = (
