@@ -69,7 +69,7 @@ class Saving(NamedTuple):
                     raise OSError(f"checkpoint {path} is not complete: {name} was not written")
                 time.sleep(0.01)
         if self.previous is not None and self.promotes:
-            _keep(path, self.previous, meta["step"])
+            keep(path, self.previous, meta["step"])
         self.main.write()
         kept = {*meta["shards"], *_shards_of(self.previous)}
         for old in path.parent.glob(f"{path.name}.shard-*"):
@@ -140,7 +140,7 @@ def _is_of(shard: Path, number: int) -> bool:
         return False
 
 
-def _keep(path: Path, previous: Path, step: int) -> None:
+def keep(path: Path, previous: Path, step: int) -> None:
     """Gives the checkpoint at `path` a second name, unless it is of the same step: then it is no predecessor."""
     try:
         if not path.is_file() or read_meta(path)["step"] == step:

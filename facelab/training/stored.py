@@ -97,7 +97,8 @@ class File:
             raise Damaged(path, why, f"checkpoint {path} was not written by facelab: {why}")
         try:
             self.meta: dict[str, Any] = json.loads(text)
-            self._sums = json.loads(metadata[CHECKSUMS]) if self.meta.get(CHECKSUMS) else None
+            has = CHECKSUMS in metadata or CHECKSUMS in self.meta  # both: a name may be damaged as well
+            self._sums = json.loads(metadata[CHECKSUMS]) if has else None
             whole = self._sums is None or self._sums.pop(_TEXT) == zlib.crc32(text.encode())
         except (ValueError, KeyError, AttributeError):
             whole = False

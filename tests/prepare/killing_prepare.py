@@ -24,6 +24,9 @@ import facelab.atomic
 from facelab.door import configuration_folder
 from facelab.prepare import pack, parts, photos
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from striking import strike, strike_in
+
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a set; of its report without what a clock measured."""
@@ -34,23 +37,6 @@ def digests(folder: Path) -> dict[str, str]:
             content = json.dumps({**json.loads(content), "seconds": 0}).encode()
         found[file.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
-
-
-def strike_in(owner, name: str, count: int, before: bool) -> None:
-    """Kills this process at the `count`-th call of `owner.name`, just before or just after it."""
-    original, calls = getattr(owner, name), 0
-
-    def struck(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if before and calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, struck)
 
 
 def strike_half_a_part(count: int) -> None:
@@ -65,7 +51,7 @@ def strike_half_a_part(count: int) -> None:
             yield temporary
             if calls == count:
                 os.truncate(temporary, os.path.getsize(temporary) // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+                strike()
 
     parts.atomic = struck
 

@@ -21,8 +21,11 @@ from omegaconf import OmegaConf
 
 import facelab.atomic
 from facelab.door import configuration_folder
-from facelab.training import checkpoint, fit, record
+from facelab.training import fit, record, saving
 from facelab.training.module import FaceModule
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from striking import strike, strike_in
 
 SMALL = [
     "logger=csv",
@@ -56,27 +59,9 @@ def compose(*overrides: str):
     return config, OmegaConf.to_container(config, resolve=True)
 
 
-def strike_in(owner, name: str, count: int, before: bool) -> None:
-    """Kills this process at the `count`-th call of `owner.name`, just before or just after it."""
-    original = getattr(owner, name)
-    calls = 0
-
-    def struck(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if before and calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, struck)
-
-
 def strike_half_written(count: int) -> None:
     """Kills in the middle of the `count`-th checkpoint: half of its bytes are in the temporary file."""
-    original = checkpoint.save_file
+    original = saving.save_file
     calls = 0
 
     def struck(tensors, path, metadata):
@@ -85,9 +70,32 @@ def strike_half_written(count: int) -> None:
         original(tensors, path, metadata)
         if calls == count:
             os.truncate(path, os.path.getsize(path) // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            strike()
 
-    checkpoint.save_file = struck
+    saving.save_file = struck
+
+
+def strike_in_the_background(count: int) -> None:
+    """Kills before the `count`-th file of a checkpoint is written, when training has gone on for two steps."""
+    original, step = saving.save_file, FaceModule.training_step
+    calls, steps = 0, 0
+
+    def counted(self, batch, number):
+        nonlocal steps
+        step(self, batch, number)
+        steps += 1
+
+    def struck(tensors, path, metadata):
+        nonlocal calls
+        calls += 1
+        then, patience = steps, time.monotonic() + 2
+        while calls == count and steps < then + 2 and time.monotonic() < patience:  # or validation, or a saving, waits
+            time.sleep(0.001)
+        if calls == count:
+            strike()
+        original(tensors, path, metadata)
+
+    saving.save_file, FaceModule.training_step = struck, counted
 
 
 def strike_half_row(count: int) -> None:
@@ -100,7 +108,7 @@ def strike_half_row(count: int) -> None:
         calls += 1
         if calls == count:
             self._file.write(f"{row['step']},{row['images']},0.".encode())
-            os.kill(os.getpid(), signal.SIGKILL)
+            strike()
         original(self, row)
 
     record.History.write = struck
@@ -111,11 +119,14 @@ PLACES = {
     "after an optimizer step": lambda n: strike_in(torch.optim.SGD, "step", n, before=False),
     "in a validation": lambda n: strike_in(FaceModule, "validation_step", n, before=False),
     "in a checkpoint": strike_half_written,
+    "behind training": strike_in_the_background,
+    "before the predecessor has its name": lambda n: strike_in(saving, "keep", n, before=True),
+    "after the predecessor has its name": lambda n: strike_in(saving, "keep", n, before=False),
     "before a rename": lambda n: strike_in(facelab.atomic.os, "replace", n, before=True),
     "after a rename": lambda n: strike_in(facelab.atomic.os, "replace", n, before=False),
     "in a row": strike_half_row,
     "before the report": lambda n: strike_in(FaceModule, "test_step", 1, before=True),
-    "after the scores": lambda n: strike_in(fit, "save_scores", 1, before=False),
+    "after the scores": lambda n: strike_in(fit, "save_all", 1, before=False),
 }
 
 
