@@ -89,6 +89,11 @@ class Writer:
         """Whether this rank's thread has given up; no other rank knows yet."""
         return self._error is not None
 
+    @property
+    def busy(self) -> bool:
+        """Whether this rank's thread is still at work."""
+        return self._thread is not None and self._thread.is_alive()
+
     def take(
         self,
         path: Path,

@@ -43,7 +43,7 @@ def configuration_of(arguments: Sequence[str]) -> str | None:
         raise ValueError("resume= goes on with one run, and -m begins several: leave one of the two out")
     where = folder_of(given[-1])
     config = checked(where)
-    stays = [word for word in arguments if word.partition("=")[0] in _STAYS]
+    stays = [word for word in arguments if word.startswith(tuple(f"{key}=" for key in _STAYS))]
     if stays:
         raise ValueError(f"resume={given[-1]}: a run goes on where it lies: leave out {stays[0]}")
     choices = _free_groups(arguments, config, given[-1])

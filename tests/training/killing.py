@@ -128,6 +128,7 @@ PLACES = {
     "before the report": lambda n: strike_in(FaceModule, "test_step", 1, before=True),
     "after the scores": lambda n: strike_in(fit, "save_all", 1, before=False),
 }
+AT_THE_END = ("before the report", "after the scores")
 
 
 def start(config, plain, where: Path, place: str | None, count: int, seconds: float | None) -> tuple[int, float]:
@@ -156,7 +157,8 @@ def start(config, plain, where: Path, place: str | None, count: int, seconds: fl
 def killed(config, plain, where: Path, kills: int, chance: random.Random, longest: float) -> bool:
     """Starts one run until it has ended; whether it had to be killed `kills` times before that."""
     struck = 0
-    places = chance.sample(list(PLACES), len(PLACES))
+    places = chance.sample(list(PLACES), min(len(PLACES), (kills + 1) // 2))
+    places.sort(key=lambda place: place in AT_THE_END)  # behind which there is no step left to strike in
     while True:
         place = seconds = None
         count = 0
