@@ -41,12 +41,13 @@ def configuration_of(arguments: Sequence[str]) -> str | None:
         return None
     if any(word in ("-m", "--multirun") for word in arguments):
         raise ValueError("resume= goes on with one run, and -m begins several: leave one of the two out")
-    where = folder_of(given[-1])
+    path = str(given[-1])
+    where = folder_of(path)
     config = checked(where)
     stays = [word for word in arguments if word.startswith(tuple(f"{key}=" for key in _STAYS))]
     if stays:
-        raise ValueError(f"resume={given[-1]}: a run goes on where it lies: leave out {stays[0]}")
-    choices = _free_groups(arguments, config, given[-1])
+        raise ValueError(f"resume={path}: a run goes on where it lies: leave out {stays[0]}")
+    choices = _free_groups(arguments, config, path)
     hydra = yaml.safe_load((configuration_folder() / "config.yaml").read_text(encoding="utf-8"))["hydra"]
     hydra["run"] = {"dir": _literal(str(where))}
     node = {"defaults": ["_self_", *choices], **_completed(config), "hydra": hydra}

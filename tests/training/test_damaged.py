@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import threading
+from types import SimpleNamespace
 
 import killing
 import pytest
@@ -18,8 +19,9 @@ from torch import nn
 
 from facelab.training import checkpoint, fit, saving, stored
 from facelab.training.background import Writer
+from facelab.training.keeper import Keeper
 from facelab.training.module import FaceModule
-from facelab.training.stored import Damaged, choose, files_of, read_meta, verify
+from facelab.training.stored import Damaged, Start, choose, files_of, read_meta, verify
 
 META = {"step": 7, "note": "a text of some length, in which a bit may flip as well"}
 
@@ -220,6 +222,12 @@ def job(rank, world, folder):
         saving.save_file = original
     if rank == 0:
         assert choose(path, previous)[::2] == (path, "")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    run = SimpleNamespace(last=path)
+    for start in (None if rank else Start(path, META, ""), Start(path, {"step": 5 + rank}, "")):
+        with pytest.raises(ValueError, match="the processes find different checkpoints"):
+            Keeper(run, None, {}, None, None, start, background=True).setup(trainer, None, "fit")
+    Keeper(run, None, {}, None, None, Start(path, META, ""), background=True).setup(trainer, None, "fit")
 
 
 def test_two_ranks_write_and_fail_together(tmp_path):

@@ -1,6 +1,7 @@
 """Whole runs through Lightning: stopped on two ranks they go on with one and with three, to the same next steps."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -116,6 +117,9 @@ def folder(tmp_path_factory):
     for name in RUNS:
         run(folder / name / "1", name, 1)
         run(folder / name / "alone", name, 1)
+    shutil.copytree(folder / "margins" / "2", folder / "margins" / "damaged")
+    files_of(folder / "margins" / "damaged" / "checkpoints" / "last.ckpt")[2].unlink()
+    run(folder / "margins" / "damaged", "margins", 1)
     return folder
 
 
@@ -151,6 +155,14 @@ def test_stopped_on_two_ranks_it_goes_on_with_one_and_three(folder, name, world)
     for key, value in wanted.items():
         limit = 1e-4 * abs(value).max()
         np.testing.assert_allclose(found[key], value, rtol=0, atol=limit, err_msg=key)
+
+
+def test_without_a_shard_the_checkpoint_before_is_taken(folder):
+    """Of step 0, so it is the run that one process trains alone."""
+    wanted, found = tensors(folder / "margins" / "alone"), tensors(folder / "margins" / "damaged")
+    assert all(np.array_equal(value, found[key]) for key, value in wanted.items())
+    starts = json.loads((folder / "margins" / "damaged" / "environment.json").read_text())["starts"]
+    assert "last.ckpt.shard-1-of-2.2 is missing); going on from previous.ckpt, of step 0" in starts[-1]["damaged"]
 
 
 def test_the_classes_are_shared_unevenly(folder):
