@@ -11,7 +11,8 @@ holds.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -115,11 +116,26 @@ def read_meta(path: Path) -> dict[str, Any]:
         text = (file.metadata() or {}).get("facelab")
     if text is None:
         raise ValueError(f"checkpoint {path} was not written by facelab: its metadata has no 'facelab' entry")
-    meta = json.loads(text)
+    meta = _said(path, text)
     if "format" not in meta:
         raise ValueError(f"checkpoint {path} is one shard of several: give the main file, the name before '.shard-'")
     if meta["format"] != FORMAT:
         raise ValueError(f"checkpoint {path} has format {meta['format']}, this facelab reads {FORMAT}: use its version")
+    shards = meta.get("shards")
+    names = shards if isinstance(shards, list) else [None]
+    if not all(isinstance(name, str) and re.fullmatch(r"[^/\0]+\.shard-[\w.-]+", name) for name in names):
+        raise ValueError(f"checkpoint {path}: its shards are {shards!r:.80}, no names of files; get it again")
+    return meta
+
+
+def _said(path: Path, text: str) -> dict[str, Any]:
+    """The JSON part as it is."""
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise ValueError(f"checkpoint {path}: what it says of itself is damaged: delete it, or take the other one")
     return meta
 
 
@@ -171,6 +187,25 @@ def has_average(path: Path) -> bool:
     return any(key.startswith(AVERAGE) for key in Tensors([path]).keys())  # noqa: SIM118
 
 
+def check_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: bool) -> None:
+    """Compares names and shapes of the file with those of networks without values; arguments as of `load_network`.
+
+    A file cannot hold more numbers than it has bytes for: so networks that were found to fit fit into memory too.
+
+    Raises:
+        ValueError: they differ; the names are told.
+        FileNotFoundError: where the checkpoint is missing.
+    """
+    prefix = AVERAGE if averaged else "model."
+    stored = Tensors([path])
+    for part, network in (("backbone", backbone), ("head", head)):
+        state = {f"{prefix}{part}.{name}": target for name, target in network.state_dict().items()}
+        present = {key for key in stored.keys() if key.startswith(f"{prefix}{part}.")}  # noqa: SIM118
+        _compare_names(path, set(state), present, part)
+        for key, target in state.items():
+            _compare_shapes(path, key.removeprefix("model."), target, stored.shape(key), part)
+
+
 @torch.no_grad()
 def load_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: bool) -> None:
     """Restores a backbone and its head, in place, without a loss and whatever the number of ranks that wrote.
@@ -205,12 +240,16 @@ def _compare_names(path: Path, wanted: set[str], present: set[str], what: str) -
 
 
 def _fill(path: Path, name: str, target: Tensor, value: Tensor, what: str) -> None:
-    if value.shape != target.shape:
+    _compare_shapes(path, name, target, value.shape, what)
+    target.copy_(value)
+
+
+def _compare_shapes(path: Path, name: str, target: Tensor, shape: Sequence[int], what: str) -> None:
+    if tuple(shape) != tuple(target.shape):
         raise ValueError(
-            f"checkpoint {path}: {name} has shape {tuple(value.shape)}, the model {tuple(target.shape)}; "
+            f"checkpoint {path}: {name} has shape {tuple(shape)}, the model {tuple(target.shape)}; "
             f"set {what} as in its training"
         )
-    target.copy_(value)
 
 
 class Tensors:
@@ -230,8 +269,8 @@ class Tensors:
                 raise FileNotFoundError(f"checkpoint {paths[0]} needs its shard {path.name}, which is missing")
         self.files = [_open(path) for path in paths]
         self.where: dict[str, list[tuple[int, Any]]] = {}
-        for file in self.files:
-            start = json.loads(file.metadata()["facelab"]).get("start", 0)
+        for path, file in zip(paths, self.files, strict=True):
+            start = _said(path, (file.metadata() or {}).get("facelab", "")).get("start", 0)
             for key in file.keys():  # noqa: SIM118
                 self.where.setdefault(key, []).append((start, file))
 

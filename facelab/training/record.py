@@ -23,6 +23,8 @@ from typing import Any
 import yaml
 
 from facelab.atomic import UNFINISHED, atomic
+from facelab.secrecy import refuse_values, without_secrets
+from facelab.trusted import parse
 
 # What may differ between two starts of one experiment: it changes where and how comfortably it runs, not its result.
 FREE = (
@@ -90,10 +92,11 @@ class RunDirectory:
 
     Raises:
         ValueError: where the folder holds a run of another configuration (the differing keys are named), belongs to a
-            running process, or cannot be written.
+            running process, or cannot be written; or where the configuration holds a secret.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], writes: bool = True):
+        refuse_values(config)
         self.path, self.writes = path, writes
         self.last = path / "checkpoints" / "last.ckpt"
         self.best = path / "checkpoints" / "best.ckpt"
@@ -111,8 +114,8 @@ class RunDirectory:
         stored = path / "config.yaml"
         if stored.is_file():
             try:
-                before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
+                before = parse(stored.read_text(encoding="utf-8"))
+            except ValueError:
                 before = None
             if not isinstance(before, Mapping):
                 self.close()
@@ -351,4 +354,4 @@ def _commit() -> dict[str, Any] | None:
 
 
 def _command() -> str:
-    return " ".join([Path(sys.executable).name, *sys.argv])
+    return without_secrets(" ".join([Path(sys.executable).name, *sys.argv]))
