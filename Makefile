@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-data test-gpu test-slurm test-versions lint format bench margins wheel clean
+.PHONY: help setup train test test-data test-gpu test-slurm test-versions lint audit format bench margins wheel clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,10 +39,15 @@ test-slurm: $(READY) ## the tests on a Slurm cluster of one machine, started for
 test-versions: $(READY) ## all tests on every Python there is, with the lowest and newest libraries; hours, gigabytes
 	@$(RUN) tests/versions.py $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy, and whether the installed packages agree
+	@$(RUN) -m pip --disable-pip-version-check check
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+
+audit: $(READY) ## known weaknesses of the installed packages (asks a service on the network; installs pip-audit)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7'
+	@$(RUN) -m pip_audit --local --skip-editable $(ARGS)
 
 format: $(READY) ## let ruff put the code into shape
 	@$(RUN) -m ruff check --fix .

@@ -29,6 +29,7 @@ try:
     from facelab.configuration import configuration_folder
     from facelab.job import Job, writes
     from facelab.multirun import Failed, Look, Stopped, Sweep, swept_keys
+    from facelab.secrecy import refuse_on_command_line
 except KeyboardInterrupt:  # these take a third of a second, and nobody else is there yet to say it in one line
     print("facelab: interrupted; nothing was begun", file=sys.stderr)
     sys.exit(130)
@@ -81,6 +82,7 @@ def open_door(
     job = Job(task, look, explain, program)
     try:
         _check_flags(program)
+        refuse_on_command_line(sys.argv[1:])
         primary = (stored(sys.argv[1:]) if stored is not None else None) or config_name
         explain = job.explain = partial(_explain, folder=folder, config_name=primary, program=program)
         Plugins.instance().class_name_to_class[HYDRAS_SWEEPER] = Sweep

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.multirun import JobFailed, Look, Stopped, launches_processes
+from facelab.secrecy import without_secrets
 
 __all__ = ["Job", "writes"]
 
@@ -67,7 +68,7 @@ class Job:
         line = self.explain(error) if isinstance(error, Exception) else None
         reason = line or " ".join(f"{type(error).__name__}: {error}".split())
         log = OmegaConf.select(hydra_config, "job_logging.handlers.file.filename")
-        words = " ".join(hydra_config.overrides.task)
+        words = without_secrets(" ".join(hydra_config.overrides.task))
         try:
             Path(log).parent.mkdir(parents=True, exist_ok=True)
             with open(log, "a", encoding="utf-8") as file:

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from facelab.trusted import parse
 
 STATES = ("running", "queued", "failed", "stopped", "done")
 TAIL = 65_536  # bytes that are read of the end of a file
@@ -211,8 +211,8 @@ def _is_run(folder: Path) -> bool:
 def _config(run: Path) -> dict[str, Any]:
     try:
         text = (run / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = parse(text)
+    except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
 

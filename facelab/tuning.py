@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from facelab.trusted import parse
 
 __all__ = ["is_range", "shares", "tried", "tuned"]
 
@@ -118,8 +118,8 @@ def tuned(grids: Sequence[Sequence[str]], folder: Path, by: str) -> list[list[st
 def _record(path: Path, by: str) -> tuple[float, str, Any] | None:
     try:
         metrics = json.loads(path.read_text())
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
-    except (ValueError, OSError, yaml.YAMLError):
+        config = parse((path.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (ValueError, OSError):
         return None
     return (float(metrics[by]), path.parent.name, config) if by in metrics else None
 

@@ -196,11 +196,14 @@ def _read(path: Path, *needed: str) -> tuple[list[dict[str, str]], list[str]]:
         raise FileNotFoundError(
             f"{path}: no such list; give a CSV file with the columns {' and '.join(needed)} (benchmark.list)"
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = [column.strip() for column in reader.fieldnames or []]
-        reader.fieldnames = columns
-        rows = [{key: (cell or "").strip() for key, cell in row.items() if key is not None} for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = [column.strip() for column in reader.fieldnames or []]
+            reader.fieldnames = columns
+            rows = [{key: (cell or "").strip() for key, cell in row.items() if key is not None} for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is no CSV file in UTF-8 ({error}); write it anew") from error
     missing = [column for column in needed if column not in columns]
     if missing:
         raise ValueError(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from facelab.atomic import atomic
 from facelab.benchmark.comparisons import Comparisons
 from facelab.benchmark.operating_points import allowed_false_accepts
 from facelab.benchmark.products import TILES, Product, Progress, full_precision, norms, pair_scores, rounding
+from facelab.benchmark.scores import DAMAGED
 
 PIECE = 2**18  # scores that are taken out of a tile at once
 MOST = 5 * 10**7  # scores that may be kept, 12 bytes each
@@ -288,7 +288,7 @@ def _restored(state: Path, mark: str | None, sift: _Sift) -> int:
     try:
         with np.load(state, allow_pickle=False) as file:
             found = {key: file[key] for key in ("mark", "done", "floor", "scores", "enrol", "verify")}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"{state}: not a state of this work ({error}); delete it to begin anew") from error
     if str(found["mark"]) != mark:
         raise ValueError(f"{state}: is of other embeddings or options; delete it to begin anew, or give another file")

@@ -221,7 +221,10 @@ def read_pairs_file(path: Path, folds: int) -> tuple[list[Row], np.ndarray, np.n
     Raises:
         ValueError: a line that cannot be read, or other counts than the first line promises.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no text in UTF-8 ({error}); get the file again") from error
     header = lines[0].split() if lines else []
     if len(header) not in (1, 2) or not all(part.isdigit() and int(part) for part in header):
         raise ValueError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,12 @@ import numpy as np
 
 from facelab.atomic import atomic
 from facelab.benchmark.operating_points import Det
+
+# What reading an .npz raises where it is damaged or forged: numpy's, the archive's and JSON's own ways to say it.
+DAMAGED = (
+    *(ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError, EOFError, OSError, SyntaxError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 class Result:
@@ -208,7 +216,7 @@ def read_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str,
         with np.load(path, allow_pickle=False) as file:
             texts = {key: json.loads(str(file[key])) for key in ("stamp", "metrics", "notes")}
             return {"name": str(file["name"]), **{name: file[name] for name in names}, **texts}
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path}: not a facelab score file ({error}); evaluate the benchmark again") from error
 
 

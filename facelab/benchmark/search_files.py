@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from facelab.benchmark.crops import images_in
+from facelab.benchmark.mat_files import read_mat_file
 
 SHOWN = 5  # names in a message
 NOBODY = -100  # identity of distractors, as TinyFace numbers them
@@ -178,23 +179,24 @@ def read_mat(file: Path, key: str) -> tuple[list[str], list[int]]:
     Raises:
         ValueError: the file holds something else.
     """
-    from scipy.io import loadmat  # takes a third of a second, which only .mat files need
-    from scipy.io.matlab import MatReadError
-
     try:
-        content = loadmat(file)
+        content = read_mat_file(file)
         names = [_word(cell) for cell in content[f"{key}_set"].ravel()]
         listed: Any = content.get(f"{key}_ids")
         identity = (
             [int(name.split("_", 1)[0]) for name in names] if listed is None else listed.ravel().astype(int).tolist()
         )
-    except (MatReadError, ValueError, KeyError, IndexError, TypeError, NotImplementedError, OSError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{file}: holds no {key}_set of names with identities ({error}); get the file again"
+            f"{file}: holds no {key}_set of names with identities ({_reason(error)}); get the file again"
         ) from error
     if len(names) != len(identity) or not names:
         raise ValueError(f"{file}: {len(names):,} names and {len(identity):,} identities; get the file again")
     return names, identity
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _word(cell: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from facelab.benchmark.operating_points import fold_accuracy
+from facelab.benchmark.scores import DAMAGED
 from facelab.compare.results import Scores, Trials
 
 NOTHING = np.empty(0)
@@ -34,7 +34,7 @@ def read_scores(path: Path, arrays: dict[bytes, np.ndarray]) -> Scores:
             drawn = {key: file.get(key, NOTHING) for key in curve}
             kind, main, error = _kind(file, name, texts["metrics"])
             trials = {"pairs": _pairs, "named": _named, "counted": _counted}[kind](file, main, texts["metrics"], arrays)
-    except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile) as broken:
+    except DAMAGED as broken:
         raise ValueError(f"{path.name} is no score file ({broken}): evaluate the benchmark again") from broken
     return Scores(name=name, kind=kind, main=main, error=error, trials=trials, **texts, **drawn)
 

@@ -193,9 +193,13 @@ def described(text: str | None, path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(text) if text else {}
-    except ValueError as error:
+        if not isinstance(found, dict) or not isinstance(found.get("size") or 1, int):
+            raise ValueError("size or names are missing")
+        if found.get("input"):
+            Input(**found["input"])
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: what it says of itself cannot be read ({error}); export it again") from error
-    return dict(found)
+    return found
 
 
 def opened(

@@ -25,7 +25,8 @@ def open_weights(path: Path, runtime: Runtime, node: Mapping[str, Any] | None = 
     Raises:
         ValueError: it is not said which backbone they are of, or they are of another.
     """
-    from facelab.training.trained import out_of_weights, safe
+    from facelab.training.trained import out_of_weights
+    from facelab.trusted import safe
 
     size = runtime.size or USUAL_SIZE
     if node is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from facelab.export.base import METADATA, Format, Opened, Runtime, Seen, Writing, as_torch, described, opened
+from facelab.export.examined import examine_program
 from facelab.export.program import layer_of, to_program
 
 ENTRY = f"{METADATA}.json"  # of the archive
@@ -52,6 +53,7 @@ class ExportedProgram(Format):
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+    examine_program(path)
     extra = {ENTRY: ""}
     try:
         program = torch.export.load(path, extra_files=extra)

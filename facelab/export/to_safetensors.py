@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from facelab.backbone.weights import CONVENTION
-from facelab.export.base import METADATA, Format, Opened, Runtime, Seen, Writing
+from facelab.export.base import METADATA, Format, Opened, Runtime, Seen, Writing, described
 from facelab.export.networks import open_weights
 from facelab.export.watching import watched
 
@@ -59,9 +59,8 @@ class Safetensors(Format):
                 told = file.metadata() or {}
         except SafetensorError as error:
             raise ValueError(f"{path}: cannot be read ({error}); get the file again") from error
-        node = json.loads(told["backbone"]) if "backbone" in told else None
-        found = open_weights(path, runtime, node)
-        found.metadata.update(json.loads(told.get("about", "{}")))
+        found = open_weights(path, runtime, described(told.get("backbone"), path) or None)
+        found.metadata.update(described(told.get("about"), path))
         return found
 
     def layers(self, path: Path, seen: Seen) -> Iterator[tuple[str, np.ndarray]]:

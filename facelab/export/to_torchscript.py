@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facelab.export.base import METADATA, Format, Opened, Runtime, Seen, Writing, as_torch, described, opened
+from facelab.export.examined import examine_script
 from facelab.export.program import layers_named
 
 ENTRY = f"{METADATA}.json"  # of the archive
@@ -41,7 +42,7 @@ class TorchScript(Format):
             torch.jit.save(script, str(file), _extra_files={ENTRY: json.dumps(metadata)})
 
     def open(self, path: Path, runtime: Runtime) -> Opened:
-        """See `Format.open`; nothing in the file can call Python."""
+        """See `Format.open`; nothing in the file can call Python, and a file that names others is refused."""
         script, metadata = _load(path)
         shape = metadata.pop("shape", [None, 3, runtime.size, runtime.size])
         return opened(as_torch(script, runtime), metadata, shape, path, runtime, script)
@@ -75,6 +76,7 @@ def _takes_one(module: Any) -> bool:
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+    examine_script(path)
     extra = {ENTRY: ""}
     try:
         with warnings.catch_warnings():

@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from facelab.benchmark.scores import DAMAGED
 from facelab.report.spread import Spread
+from facelab.trusted import parse
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def read_record(path: Path) -> Record:
         [one for one in found if isinstance(one, Scores)],
         [one for one in found if isinstance(one, Named)],
         [one for one in found if isinstance(one, Ranked)],
-        _parsed(path / "config.yaml", yaml.safe_load),
+        _parsed(path / "config.yaml", parse),
         _read_spreads(path / "histograms.npz"),
     )
 
@@ -151,7 +151,7 @@ def _parsed(path: Path, parse: Any) -> dict[str, Any]:
         return {}
     try:
         content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]}); delete it to draw without") from error
     return content if isinstance(content, dict) else {}
 
@@ -179,7 +179,7 @@ def _read_spreads(path: Path) -> dict[str, Spread]:
         with np.load(path, allow_pickle=False) as file:
             kinds = [key for key in ("angle", "norm", "group") if key in file]
             return {kind: Spread(file["images"], file[f"{kind}_edges"], file[kind]) for kind in kinds}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path}: no file of histograms ({error}); delete it to draw without") from error
 
 
@@ -195,7 +195,7 @@ def _read_scores(path: Path) -> Scores | Named | Ranked:
             values, same = file["scores"].astype(np.float64), file["same"].astype(bool)
             curve = file["det_fmr"], file["det_fnmr"]
             name = str(file["name"])
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path}: not a score file ({error}); evaluate the benchmark again") from error
     axis = str(stamp.get("score", "score"))
     if axis == "minus squared L2 distance":  # of unit vectors: the cosine, which everybody can read

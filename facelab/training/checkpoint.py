@@ -19,7 +19,7 @@ collective could be called. That the shards of all ranks are complete rank 0 see
 main file, holds the number of the saving, which the ranks have agreed on in `take`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -190,6 +190,25 @@ def has_average(path: Path) -> bool:
     return any(key.startswith(AVERAGE) for key in Tensors([path]).keys())  # noqa: SIM118
 
 
+def check_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: bool) -> None:
+    """Compares names and shapes of the file with those of networks without values; arguments as of `load_network`.
+
+    A file cannot hold more numbers than it has bytes for: so networks that were found to fit fit into memory too.
+
+    Raises:
+        ValueError: they differ; the names are told.
+        FileNotFoundError: where the checkpoint is missing.
+    """
+    prefix = AVERAGE if averaged else "model."
+    stored = Tensors([path])
+    for part, network in (("backbone", backbone), ("head", head)):
+        state = {f"{prefix}{part}.{name}": target for name, target in network.state_dict().items()}
+        present = {key for key in stored.keys() if key.startswith(f"{prefix}{part}.")}  # noqa: SIM118
+        _compare_names(path, set(state), present, part)
+        for key, target in state.items():
+            _compare_shapes(path, key.removeprefix("model."), target, stored.shape(key), part)
+
+
 @torch.no_grad()
 def load_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: bool) -> None:
     """Restores a backbone and its head, in place, without a loss and whatever the number of ranks that wrote.
@@ -224,12 +243,16 @@ def _compare_names(path: Path, wanted: set[str], present: set[str], what: str) -
 
 
 def _fill(path: Path, name: str, target: Tensor, value: Tensor, what: str) -> None:
-    if value.shape != target.shape:
+    _compare_shapes(path, name, target, value.shape, what)
+    target.copy_(value)
+
+
+def _compare_shapes(path: Path, name: str, target: Tensor, shape: Sequence[int], what: str) -> None:
+    if tuple(shape) != tuple(target.shape):
         raise ValueError(
-            f"checkpoint {path}: {name} has shape {tuple(value.shape)}, the model {tuple(target.shape)}; "
+            f"checkpoint {path}: {name} has shape {tuple(shape)}, the model {tuple(target.shape)}; "
             f"set {what} as in its training"
         )
-    target.copy_(value)
 
 
 def _last_class(model: Any) -> int:

@@ -14,7 +14,7 @@ from facelab.data.split import hold_out_images
 from facelab.loss.naming import name_classes
 from facelab.training import centres
 from facelab.training.objective import build_loss, margin_of
-from facelab.training.trained import safe
+from facelab.trusted import safe
 
 
 class Shares(NamedTuple):

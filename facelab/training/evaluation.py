@@ -34,7 +34,8 @@ from facelab.training.record import RunDirectory
 from facelab.training.retraced import compare_classes, open_source, retrace
 from facelab.training.sameness import differences
 from facelab.training.strategy import keep_memory
-from facelab.training.trained import Trained, file_of, meta_of, out_of_checkpoint, out_of_weights, safe
+from facelab.training.trained import Trained, file_of, meta_of, out_of_checkpoint, out_of_weights
+from facelab.trusted import safe, values
 
 NO_HEAD = "torch.nn.Identity"
 
@@ -287,7 +288,7 @@ def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[st
     """Puts what a checkpoint says of its training in place of values that nobody has typed."""
     before = meta["config"]
     trainer, data = before["trainer"], before["data"]
-    values = {
+    found = {
         "batch_size": max(1, trainer["batch_size"] // (trainer["devices"] * trainer["num_nodes"])),
         "precision": trainer["precision"],
         "data.size": data["size"],
@@ -297,12 +298,12 @@ def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[st
     if config.benchmark.get("path") is None and before["benchmark"]["_target_"] == config.benchmark._target_:
         where = ("_target_", "name", "path", "pairs", "size")
         kept = config.benchmark.keys() - set(where)
-        values |= {f"benchmark.{key}": value for key, value in before["benchmark"].items() if key in kept}
+        found |= {f"benchmark.{key}": value for key, value in before["benchmark"].items() if key in kept}
     if "data.size" in typed and config.data.size != data["size"]:
         raise ValueError(
             f"data.size is {config.data.size}, but the checkpoint was trained on {data['size']} pixels: leave it out"
         )
-    for key, value in _leaves(values):
+    for key, value in _leaves(values(found, f"checkpoint={config.checkpoint}")):
         if key not in typed:
             OmegaConf.update(config, key, value)
 

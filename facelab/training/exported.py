@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from facelab.backbone.weights import HOUSE
+from facelab.benchmark.scores import DAMAGED
 from facelab.export.loading import Embedder, Runtime, formats, load_embedder
 from facelab.training.options import PRECISIONS
 from facelab.training.trained import Trained
@@ -131,7 +132,7 @@ def _rows(path: Path) -> np.ndarray | None:
             if ROWS not in found.files:
                 return None  # weights with MXNet's names
             found = found[ROWS]
-    except (ValueError, OSError) as error:
+    except DAMAGED as error:
         raise ValueError(f"checkpoint={path}: cannot be read ({error}); write it with numpy.save") from error
     if found.ndim != 2 or found.dtype.kind != "f":
         raise ValueError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from facelab.atomic import atomic
+from facelab.benchmark.scores import DAMAGED
 from facelab.data.torch_loader import Batch
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class KeptEmbeddings:
             return None
         try:
             rows = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except DAMAGED as error:
             log.warning(f"{path}: is damaged ({error}); its images are embedded again")
             return None
         if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != images:

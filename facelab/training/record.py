@@ -23,7 +23,9 @@ from typing import Any
 import yaml
 
 from facelab.atomic import UNFINISHED, atomic
+from facelab.secrecy import refuse_values, without_secrets
 from facelab.training.sameness import changes, is_longer, only_length, told
+from facelab.trusted import parse
 
 COLUMNS = (
     "step",
@@ -60,10 +62,11 @@ class RunDirectory:
 
     Raises:
         ValueError: where the folder holds a run of another configuration (the differing keys are named), belongs to a
-            running process, or cannot be written.
+            running process, or cannot be written; or where the configuration holds a secret.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], writes: bool = True, extends: bool = False):
+        refuse_values(config)
         self.path, self.writes = path, writes
         self.extended: dict[str, tuple[Any, Any]] = {}
         self.last = path / "checkpoints" / "last.ckpt"
@@ -83,8 +86,8 @@ class RunDirectory:
         stored = path / "config.yaml"
         if stored.is_file():
             try:
-                before = yaml.safe_load(stored.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
+                before = parse(stored.read_text(encoding="utf-8"))
+            except ValueError:
                 before = None
             if not isinstance(before, Mapping):
                 self.close()
@@ -330,4 +333,4 @@ def _commit() -> dict[str, Any] | None:
 
 
 def _command() -> str:
-    return " ".join([Path(sys.executable).name, *sys.argv])
+    return without_secrets(" ".join([Path(sys.executable).name, *sys.argv]))

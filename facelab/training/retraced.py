@@ -13,7 +13,7 @@ from facelab.data.select import Taken, take
 from facelab.training import closed_set, fit
 from facelab.training.datamodule import divide
 from facelab.training.inspection import look_at_images
-from facelab.training.trained import safe
+from facelab.trusted import safe
 
 
 class Retraced(NamedTuple):

@@ -9,12 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from facelab.training.exhibit import of_run
 from facelab.training.logging import rows_of, tags_of
 from facelab.training.record import RunDirectory
 from facelab.training.wandb_run import WandbRun
+from facelab.trusted import configuration, parse
 
 DEFAULTS = {"project": "facelab", "entity": None}  # of runs that had another logger
 OPTIONS = (*DEFAULTS, "mode")
@@ -36,7 +35,7 @@ def send(run: Path, **options: Any) -> str | None:
     """
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"{run}: not a run directory, there is no config.yaml; give runs/<name>/<job>")
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = configuration(parse((run / "config.yaml").read_text(encoding="utf-8")), str(run / "config.yaml"))
     with closing(RunDirectory(run, config)) as directory:
         chosen = {key: config.get("logger", {}).get(key, value) for key, value in DEFAULTS.items()}
         chosen |= {"mode": "auto", **options}

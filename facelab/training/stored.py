@@ -11,6 +11,7 @@ no protection against somebody who means harm, and need not be: what a checkpoin
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from torch import Tensor
 FORMAT = 1
 ENTRY = "facelab"  # of the metadata: the JSON text
 CHECKSUMS = "crc32"  # the checksums, also JSON; and in the text, that they are there
+_SHARD = re.compile(r"[^/\0]+\.shard-[\w.-]+")  # beside the main file, never elsewhere
 _TEXT = ""  # stands for the text among the names of tensors
 _BLOCK = 1 << 26  # bytes that are looked at in one piece
 _THREADS = min(4, os.cpu_count() or 1)  # zlib works without Python's lock
@@ -100,10 +102,12 @@ class File:
             has = CHECKSUMS in metadata or CHECKSUMS in self.meta  # both: a name may be damaged as well
             self._sums = json.loads(metadata[CHECKSUMS]) if has else None
             whole = self._sums is None or self._sums.pop(_TEXT) == zlib.crc32(text.encode())
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise Damaged(path, "its text is not what its checksum says")
+        if not isinstance(self.meta, dict) or type(self.meta.get("start", 0)) is not int:
+            raise Damaged(path, "what it says of itself is not what checkpoints say")
         self.keys: list[str] = list(self._file.keys())
         if self._sums is not None and self._sums.keys() != set(self.keys):
             raise Damaged(path, "its tensors are not those of its checksums")
@@ -158,6 +162,10 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} is one shard of several: give the main file, the name before '.shard-'")
     if meta["format"] != FORMAT:
         raise ValueError(f"checkpoint {path} has format {meta['format']}, this facelab reads {FORMAT}: use its version")
+    shards = meta.get("shards")
+    names = shards if isinstance(shards, list) else [None]
+    if not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
+        raise ValueError(f"checkpoint {path}: its shards are {shards!r:.80}, no names of files; get it again")
     return meta
 
 

@@ -1,12 +1,12 @@
 """Networks that were trained before: out of a checkpoint of facelab, which says what it is, or published weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -14,6 +14,7 @@ from facelab.backbone.weights import Input, set_input
 from facelab.door import configuration_folder
 from facelab.training import checkpoint
 from facelab.training.network import build_backbone, completed
+from facelab.trusted import configuration, safe
 
 
 class Trained(NamedTuple):
@@ -60,7 +61,8 @@ def meta_of(path: Path) -> dict[str, Any] | None:
     """What a checkpoint of facelab says of itself; None for other files.
 
     Raises:
-        ValueError: a checkpoint of facelab that is one shard of several, or of another format.
+        ValueError: a checkpoint of facelab that is one shard of several, of another format, or that says something of
+            itself which none says.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -68,7 +70,40 @@ def meta_of(path: Path) -> dict[str, Any] | None:
                 return None
     except (SafetensorError, OSError):
         return None
-    return checkpoint.read_meta(path)
+    meta = checkpoint.read_meta(path)
+    before = configuration(meta.get("config"), f"checkpoint {path}")
+    _check_said(before, _SAID, path)
+    _check_said(meta, _BESIDE, path)
+    try:
+        Input(**meta["input"])
+    except (TypeError, ValueError):
+        raise ValueError(f"checkpoint {path}: its input is {meta['input']!r:.80}; get the file again") from None
+    return {**meta, "config": before}
+
+
+# What a checkpoint says of itself, and is asked for.
+_SAID: dict[str, Any] = {
+    **{
+        "backbone": Mapping,
+        "head": Mapping,
+        "loss": Mapping,
+        "data": Mapping,
+        "benchmark": Mapping,
+        "trainer": Mapping,
+    },
+    **{"backbone._target_": str, "head._target_": str, "benchmark._target_": str, "data.size": int},
+    **{"trainer.batch_size": int, "trainer.devices": int, "trainer.num_nodes": int, "trainer.precision": str},
+}
+_BESIDE: dict[str, Any] = {"step": int, "num_classes": int, "input": Mapping}
+
+
+def _check_said(said: Mapping[str, Any], kinds: Mapping[str, Any], path: Path) -> None:
+    for key, kind in kinds.items():
+        value: Any = said
+        for part in key.split("."):
+            value = value.get(part)
+        if not isinstance(value, kind) or (kind is int and not 0 <= value < 2**62):
+            raise ValueError(f"checkpoint {path}: its {key} is {value!r:.80}; get the file again")
 
 
 def out_of_checkpoint(key: str, path: Path, meta: Mapping[str, Any], ema: bool | None) -> Trained:
@@ -84,9 +119,10 @@ def out_of_checkpoint(key: str, path: Path, meta: Mapping[str, Any], ema: bool |
         ValueError: it has no such weights, or asks for something that conf/ does not offer.
     """
     before = meta["config"]
-    backbone = build_backbone(safe(key, completed(before["backbone"]), "backbone", path), load=False)
-    set_input(backbone, Input(**meta["input"]))
-    head = instantiate(safe(key, before["head"], "head", path), embedding_size=backbone.embedding_size)
+    nodes = (
+        safe(key, completed(before["backbone"]), "backbone", path),
+        safe(key, before["head"], "head", path),
+    )
     beside = checkpoint.has_average(path)
     averages = before["trainer"].get("ema") is not None
     option = key.removesuffix("checkpoint") + "ema"
@@ -95,9 +131,25 @@ def out_of_checkpoint(key: str, path: Path, meta: Mapping[str, Any], ema: bool |
     if ema is False and averages and not beside:
         raise ValueError(f"{option}=false, but {key}={path} holds the averaged weights alone: take the run's last.ckpt")
     averaged = beside and ema is not False
+    with torch.device("meta"):  # of shapes alone: a file's word is no reason to fill the memory
+        checkpoint.check_network(path, *_built(key, path, *nodes), averaged)
+    backbone, head = _built(key, path, *nodes)
+    set_input(backbone, Input(**meta["input"]))
     checkpoint.load_network(path, backbone, head, averaged)
     words = ", averaged weights" if averages and ema is not False else ", weights in training" * averages
     return Trained(backbone, head, f"{path}, step {meta['step']:,}{words}")
+
+
+def _built(key: str, path: Path, backbone: DictConfig, head: DictConfig) -> tuple[Any, Any]:
+    """The networks that a checkpoint names, with values of their own."""
+    try:
+        network = build_backbone(backbone, load=False)
+        return network, instantiate(head, embedding_size=network.embedding_size)
+    except Exception as error:  # arguments that nobody has written so
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise ValueError(f"{key}={path}: its network cannot be built ({' '.join(str(root).split())})") from error
 
 
 def out_of_weights(key: str, path: Path, node: DictConfig | None, option: str, ema: bool | None) -> Trained:
@@ -130,42 +182,3 @@ def out_of_weights(key: str, path: Path, node: DictConfig | None, option: str, e
         return Trained(build_backbone(node, load=True), nn.Identity(), f"{path}, published weights")
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(str(error).replace("backbone.weights=", f"{key}=", 1)) from error
-
-
-def safe(key: str, node: Mapping[str, Any], group: str, path: Path) -> DictConfig:
-    """A node out of a checkpoint, to be instantiated: what it calls must be a choice of conf/<group>/.
-
-    A checkpoint may come from a stranger, and `_target_` names what is called.
-
-    Args:
-        key: where the configuration names the file, for messages.
-        node: what the checkpoint says.
-        group: of which group.
-        path: the file.
-
-    Raises:
-        ValueError: it would call something else.
-    """
-    known = {
-        target
-        for file in (configuration_folder() / group).glob("*.yaml")
-        for target in _targets(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    }
-    strange = sorted(set(_targets(node)) - known)
-    if strange:
-        raise ValueError(
-            f"{key}={path} asks for {strange[0]} as its {group}, which no file of conf/{group} offers, and which "
-            "is not called on a checkpoint's word alone: add such a file if you trust it"
-        )
-    return OmegaConf.create(dict(node))
-
-
-def _targets(tree: Any) -> Iterator[str]:
-    if isinstance(tree, Mapping):
-        if "_target_" in tree:
-            yield str(tree["_target_"])
-        for value in tree.values():
-            yield from _targets(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _targets(value)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from facelab.atomic import atomic
 from facelab.benchmark.pairs import short
 from facelab.benchmark.scores import read_arrays
+from facelab.trusted import parse
 
 __all__ = ["SUFFIX", "Point", "Thresholds", "beside", "of_evaluation", "of_model"]
 
@@ -145,11 +145,8 @@ def of_evaluation(evaluation: str, known: Mapping[str, str], mirror: bool) -> Th
         raise FileNotFoundError(f"evaluation={evaluation}: has no scores; give a record of facelab.evaluate")
     record = files[0].absolute().parent.parent
     config = record / "config.yaml"
-    digest = (
-        (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("checkpoint_sha256")
-        if config.is_file()
-        else None
-    )
+    told = parse(config.read_text(encoding="utf-8")) if config.is_file() else None
+    digest = told.get("checkpoint_sha256") if isinstance(told, dict) else None
     if digest not in known:
         names = " or ".join(f"{words} ({sha[:12]}…)" for sha, words in known.items())
         told = f"evaluated {str(digest)[:12]}…" if digest else "does not say what it evaluated"

@@ -7,14 +7,14 @@ import tracemalloc
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given, settings
+from fuzzing import fuzzing
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facelab.benchmark.pair_files import read_bin
 from facelab.benchmark.safe_pickle import read_pickle
 
 PAIRS = 6
-fuzzing = settings(max_examples=100, derandomize=True, deadline=None)
 
 
 def jpeg(seed):
@@ -81,7 +81,7 @@ def test_whole(place, kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-@fuzzing
+@fuzzing(100)
 @given(data=st.data())
 def test_a_changed_bit_changes_what_it_lies_in_and_nothing_else(place, kind, data):
     content = bytearray(FILES[kind])
@@ -115,14 +115,14 @@ def between_images(kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-@fuzzing
+@fuzzing(100)
 @given(data=st.data())
 def test_cut_off(place, kind, data):
     assert read(place, FILES[kind][: data.draw(st.integers(0, len(FILES[kind]) - 1))]) is None
 
 
 @pytest.mark.parametrize("kind", FILES)
-@fuzzing
+@fuzzing(100)
 @given(data=st.data())
 def test_bytes_put_in_taken_out_or_overwritten(place, kind, data):
     content = FILES[kind]
@@ -133,7 +133,7 @@ def test_bytes_put_in_taken_out_or_overwritten(place, kind, data):
         assert len(got) <= PAIRS + len(other)
 
 
-@fuzzing
+@fuzzing(100)
 @given(st.binary(max_size=200))
 def test_noise(place, content):
     assert read(place, content) is None

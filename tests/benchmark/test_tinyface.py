@@ -4,12 +4,13 @@ import cv2
 import numpy as np
 import pytest
 from layouts import SIDE, image, tinyface
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 from test_ijb import market_precision
 
 from facelab.benchmark.crops import Crop
+from facelab.benchmark.mat_files import read_mat_file
 from facelab.benchmark.scores import compare_stamps, load_counted, save_all
-from facelab.benchmark.search_files import read_mat
+from facelab.benchmark.search_files import _word, read_mat
 from facelab.benchmark.tinyface import Identification, TinyFace
 from facelab.resampling import down_and_up, resample_image
 
@@ -101,6 +102,23 @@ def test_without_ids_the_name_says_whose_it_is(tmp_path):
     for file, key in (("b.mat", "probe"), ("a.mat", "gallery")):
         with pytest.raises(ValueError, match=rf"{file}: holds no {key}_set of names with identities"):
             read_mat(tmp_path / file, key)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_what_scipy_writes_is_read_as_scipy_reads_it(tmp_path, compressed):
+    """Cells of words and of numbers, column by column, letters of several alphabets, numbers of every kind."""
+    cells = np.empty((2, 3), object)
+    cells[:] = [["a.jpg", "é_가.png", "b"], [np.arange(3.0), np.array([["x"]], object), "long name.jpg"]]
+    numbers = {f"n{kind}": np.array([[1, 2], [3, 200 % 128]], kind) for kind in ("u1", "i2", "u4", "i8", "f4", "f8")}
+    content = {"cells": cells, "words": ["ab", "c"], **numbers, "s": {"x": 1}}
+    savemat(tmp_path / "a.mat", content, do_compression=compressed)
+    ours, theirs = read_mat_file(tmp_path / "a.mat"), loadmat(tmp_path / "a.mat")
+    assert ours.keys() == {"cells", "words", *numbers}  # a structure is left out
+    for name in numbers:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert [word.strip() for word in ours["words"]] == ["ab", "c"]
+    for one, other in zip(ours["cells"].ravel(), theirs["cells"].ravel(), strict=True):
+        assert _word(one) == _word(other)
 
 
 def test_all_that_is_missing_is_told_at_once(tmp_path):

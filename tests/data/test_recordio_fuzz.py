@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given, settings
+from fuzzing import fuzzing
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facelab.data.recordio import RecordIOFaces
@@ -19,7 +20,6 @@ from facelab.pixels import decode
 SIZE = 16
 LABELS = [0, 0, 1, 2, 2, 2]
 FRAMING = 32  # bytes of a record in front of its image: magic, length, flag, label, id, id2
-fuzzing = settings(max_examples=60, derandomize=True, deadline=None)
 KINDS = ("with identity records", "images alone", "images alone, without ids")
 
 
@@ -140,7 +140,7 @@ def check_flip(place, pack, position, bit):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(fuzzing, max_examples=100)
+@fuzzing(100)
 @given(data=st.data())
 def test_a_changed_bit_of_the_framing(place, kind, data):
     pack = PACKS[kind]
@@ -150,7 +150,7 @@ def test_a_changed_bit_of_the_framing(place, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@fuzzing
+@fuzzing(60)
 @given(data=st.data())
 def test_a_changed_bit_anywhere(place, kind, data):
     pack = PACKS[kind]
@@ -158,7 +158,7 @@ def test_a_changed_bit_anywhere(place, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@fuzzing
+@fuzzing(60)
 @given(data=st.data())
 def test_a_length_that_is_wrong(place, kind, data):
     """Whatever is written in the place of a record's length: too short, too long, or just up to another record."""
@@ -177,7 +177,7 @@ def test_a_length_that_is_wrong(place, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@fuzzing
+@fuzzing(60)
 @given(data=st.data())
 def test_a_file_that_is_cut_off(place, kind, data):
     pack = PACKS[kind]
@@ -190,7 +190,7 @@ def test_a_file_that_is_cut_off(place, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@fuzzing
+@fuzzing(60)
 @given(data=st.data())
 def test_an_index_that_is_cut_off(place, kind, data):
     pack = PACKS[kind]
@@ -202,7 +202,7 @@ def test_an_index_that_is_cut_off(place, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(fuzzing, max_examples=100)
+@fuzzing(100)
 @given(data=st.data())
 def test_a_changed_bit_of_the_index(place, kind, data):
     pack = PACKS[kind]
@@ -226,7 +226,7 @@ def test_a_changed_bit_of_the_index(place, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@fuzzing
+@fuzzing(60)
 @given(data=st.data())
 def test_lines_of_the_index_in_another_order_or_twice(place, kind, data):
     pack = PACKS[kind]
@@ -240,7 +240,7 @@ def test_lines_of_the_index_in_another_order_or_twice(place, kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@fuzzing
+@fuzzing(60)
 @given(data=st.data())
 def test_keys_that_have_changed_places(place, kind, data):
     """Two keys point to each other's records: told by the ids of the records, and where these have none, the images at
@@ -273,7 +273,7 @@ def test_two_keys_for_one_record(place, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(fuzzing, max_examples=30)
+@fuzzing(30)
 @given(seed=st.integers(10, 500))
 def test_an_index_of_another_file(place, kind, seed):
     pack = PACKS[kind]
@@ -285,7 +285,7 @@ def test_an_index_of_another_file(place, kind, seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@fuzzing
+@fuzzing(60)
 @given(data=st.data())
 def test_a_property_that_is_damaged(place, kind, data):
     pack = PACKS[kind]

@@ -23,7 +23,7 @@ from facelab.training.datamodule import divide, faces
 from facelab.training.evaluation import evaluate
 from facelab.training.module import FaceModule
 from facelab.training.sameness import LATER
-from facelab.training.trained import safe
+from facelab.trusted import safe
 
 TAKES = (
     "data.take.identities=10",
