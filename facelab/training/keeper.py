@@ -205,3 +205,11 @@ class Keeper(pl.Callback):
             f"stopped by {self.stop.received} after step {step:,} of {steps:,}; "
             f"saved {self.run.last}. The same command, started again, goes on from there."
         )
+
+
+def kept_so_far(directory: RunDirectory) -> str:
+    """What is left of a run whose processes have died."""
+    if not directory.resumable:
+        return "Nothing was saved before: the same command begins anew"
+    step = checkpoint.read_meta(directory.last)["step"]
+    return f"The same command goes on from {directory.last}, of step {step:,}"

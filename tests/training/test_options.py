@@ -28,6 +28,7 @@ GOOD = {
     "log_every": 10,
     "progress": True,
     "ema": None,
+    "sync_batchnorm": False,
 }
 
 
