@@ -19,6 +19,7 @@ from test_finite import break_embedding
 from test_fit_on_ranks import Stopped, tensors
 
 from facelab.benchmark.scores import load_scores
+from facelab.data.augment import normalise
 from facelab.training import fit
 from facelab.training.module import FaceModule
 
@@ -35,8 +36,8 @@ STATES = (
     *("loss=adaface_by_class", "loss.t_alpha=0.3", "loss.least=2", "data/sampler=adaptive"),
     *("head=groupface", "head.groups=4", "head.window=3"),
 )
-SHORT = ("trainer.max_steps=3", "trainer.deterministic=true")
-EQUAL = 2e-3  # of a tensor's largest number: what float32 makes of another order of sums in a few steps
+SHORT = ("trainer.max_steps=2", "trainer.validate_every=9", "trainer.deterministic=true")
+EQUAL = 1e-9  # in float64; in float32 one activation that changes its sign grows to percents in some steps
 
 
 def run(where, world, *more):
@@ -49,8 +50,15 @@ def run(where, world, *more):
 
 @contextmanager
 def noting(where, stop=STEPS + 1):
-    """Keeps the images of each step of this rank; stops before a step as a power failure would."""
-    step = FaceModule.training_step
+    """Keeps the images of each step of this rank, computes in float64; stops before a step as a power failure would."""
+    step, configure = FaceModule.training_step, FaceModule.configure_model
+
+    def doubled(self):
+        configure(self)
+        self.double()
+
+    def normalised(images):
+        return normalise(images).double()
 
     def noted(self, batch, number):
         if self.progress.step == stop:
@@ -62,6 +70,9 @@ def noting(where, stop=STEPS + 1):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FaceModule, "training_step", noted)
+        patch.setattr(FaceModule, "configure_model", doubled)
+        for room in ("module", "groups"):
+            patch.setattr(f"facelab.training.{room}.normalise", normalised)
         yield
 
 
@@ -77,16 +88,13 @@ def job(rank, world, folder):
     before = dict(os.environ)
     os.environ.update({key: str(value) for key, value in launched.items()})
     try:
-        # Two of them leave nothing to chance, twice; which changes no number that the others could not have.
-        chosen = (*STATES, *(("trainer.deterministic=true",) if world == 2 else ()))
         with noting(folder / str(world)):
-            run(folder / str(world), world, *chosen)
+            run(folder / str(world), world, *STATES)
         with noting(folder / "chain", STOPS[world]), pytest.raises(Stopped):
             run(folder / "chain", world, *STATES)
         if world == 2:
-            run(folder / "2 again", world, *chosen)
-            for name in ("bf16", "bf16 again"):
-                run(folder / name, world, *SHORT, "trainer.precision=bf16")
+            for name in ("fp32", "fp32 again", "bf16", "bf16 again"):
+                run(folder / name, world, *SHORT, f"trainer.precision={name.split()[0]}")
         if world == 3:
             bad(folder / "bad", rank)
     finally:
@@ -143,15 +151,14 @@ def test_the_same_losses_and_weights(folder, name):
     for wanted, row in zip(alone, others, strict=True):
         for key in ("train/loss", "train/grad_norm", "train/group_loss", "val/auc"):
             if wanted[key]:
-                pair = 0.01 if key == "val/auc" else 0.0  # two scores that lie close may change places
-                assert float(row[key]) == pytest.approx(float(wanted[key]), rel=EQUAL, abs=pair), (row["step"], key)
+                assert float(row[key]) == pytest.approx(float(wanted[key]), rel=EQUAL), (row["step"], key)
     wanted, found = tensors(folder / "1"), tensors(folder / name)
     assert wanted.keys() == found.keys()
     for key in ("loss.mean_norm", "loss.class_mean", "head.window_sums", "head.hidden.1.running_var"):
         assert f"model.{key}" in wanted
     assert {"model.average.backbone.features.running_mean", "sampler.weights"} <= wanted.keys()
     for key, value in wanted.items():
-        limit = EQUAL * abs(value).max() + 1e-6  # a bias before another batch norm has no gradient but rounding
+        limit = EQUAL * abs(value).max() + 1e-12  # a bias before another batch norm has no gradient but rounding
         np.testing.assert_allclose(found[key], value, rtol=0, atol=limit, err_msg=key)
 
 
@@ -159,9 +166,9 @@ def test_the_same_losses_and_weights(folder, name):
 def test_no_image_of_the_benchmark_is_scored_twice_or_missing(folder, name):
     wanted, found = (load_scores(folder / of / "scores" / "heldout.npz") for of in ("1", name))
     assert len(wanted.scores) == 56
-    assert np.array_equal(wanted.labels, found.labels)
-    np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=EQUAL)
-    assert np.abs(wanted.scores).std() > 50 * EQUAL  # another order of images would be seen
+    assert np.array_equal(wanted.same, found.same)
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=0, atol=1e-5)  # float32
+    assert np.abs(wanted.scores).std() > 1e-2  # another order of images would be seen
 
 
 def test_the_record_tells_of_the_processes(folder):
@@ -170,7 +177,7 @@ def test_the_record_tells_of_the_processes(folder):
     assert [start["images_per_process"] for start in starts] == [12, 6, 4, 3, 12]
 
 
-@pytest.mark.parametrize("name", ["2", "bf16"])
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_a_deterministic_repeat_is_equal_bit_for_bit(folder, name):
     once, again = tensors(folder / name), tensors(folder / f"{name} again")
     assert once.keys() == again.keys()
