@@ -43,7 +43,7 @@ class SynchronisedBatchNormAct2d(BatchNormAct2d):
         return self.act(self.drop(_normalised(self, x)))
 
 
-SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
+SYNCHRONISED: dict[type[nn.Module], type[BatchNorm]] = {
     nn.BatchNorm1d: SynchronisedBatchNorm1d,
     nn.BatchNorm2d: SynchronisedBatchNorm2d,
     BatchNormAct2d: SynchronisedBatchNormAct2d,
