@@ -108,7 +108,7 @@ def open_door(
             line = f"run directory {error.filename} {reason}"
         if type(error).__name__ == "Interrupted":
             _end(line if writes() else "", 130)
-        _end(line, 1)
+        _end(line if type(error).__name__ != "Agreed" or writes() else "", 1)
 
 
 def hand_on(function: str, config: DictConfig) -> Any:

@@ -45,7 +45,7 @@ def choices(run: Any) -> dict[str, str]:
         f"epochs; {kind(plain['optimizer'])}, rate {run.module.recipe.lr:g}, "
         f"{kind(plain['optimizer']['schedule']).lower()}"
         + (f"; weights averaged with decay {options.ema:g}" if options.ema is not None else ""),
-        "device": f"{device}, {options.lightning_precision}" + (f", {options.world} processes" * (options.world > 1)),
+        "device": f"{device}, {options.lightning_precision}{options.about_processes}",
         "start": f"resumed at step {run.progress.step:,}" if run.start is not None else _first_step(plain),
     }
 

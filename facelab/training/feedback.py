@@ -30,7 +30,7 @@ def check_feedback(plan: Plan, node: DictConfig, embedding_size: int) -> None:
     """
     if not plan.adapts:
         return
-    loss = build_loss(node, embedding_size, num_classes=2, load=False)
+    loss = build_loss(node, embedding_size, num_classes=max(2, rank_and_world()[1]), load=False)
     rows = loss(torch.eye(2, embedding_size), torch.arange(2), 0).rows
     name = type(loss).__name__
     if "right" not in rows:

@@ -20,6 +20,10 @@ class Diverged(ValueError):
     """The training has left the numbers; `str()` says at which step, and how it was."""
 
 
+class Agreed(ValueError):
+    """An error that all ranks raise alike; one of them says it (facelab.door)."""
+
+
 class Watch:
     """What the first step was like whose loss or gradient is NaN or infinite.
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,25 @@ from hydra.utils import instantiate
 from torch import nn
 
 from facelab.backbone.complexity import count_parameters
+from facelab.backbone.synchronised import synchronise
 from facelab.backbone.weights import Input, set_input
 from facelab.benchmark.scores import save_all
 from facelab.data.albumentation import Albumentations
 from facelab.data.inspect import Inspection
 from facelab.loss.base import Loss
 from facelab.report import run as report
-from facelab.training import centres, launching
+from facelab.training import centres, determinism, launching
 from facelab.training.checkpoint import Progress
 from facelab.training.choices import choices
 from facelab.training.closed_set import check_classes
+from facelab.training.company import Company
 from facelab.training.datamodule import FaceData
 from facelab.training.extending import Extension, extend
 from facelab.training.feedback import about_sampler, check_feedback
-from facelab.training.finite import Diverged
+from facelab.training.finite import Agreed, Diverged
 from facelab.training.groups import GroupSheet
 from facelab.training.inspection import FILE, look_at_images, record_of_images
-from facelab.training.keeper import Keeper, Recorder
+from facelab.training.keeper import Keeper, Recorder, kept_so_far
 from facelab.training.logging import Copy, tags_of
 from facelab.training.module import FaceModule
 from facelab.training.network import build_backbone, check_learning, convention
@@ -87,6 +90,7 @@ def train(config: Any, plain: dict[str, Any], where: Path, one_process: bool) ->
     quiet()
     check_kinds(plain)
     options = instantiate(config.trainer)
+    determinism.prepare(options.deterministic)
     if not options.on_gpu:
         keep_memory()
     if one_process and options.world > 1:
@@ -157,6 +161,8 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         network = _backbone(config, meta)
         head = instantiate(config.head, embedding_size=network.embedding_size)
         loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
+    if options.sync_batchnorm:
+        synchronise(network, head)  # which may refuse it
     check_learning(network, head, loss, recipe, options)
     check_classes(benchmark, loss)
     check_feedback(data.plan, config.loss, network.embedding_size)
@@ -206,14 +212,16 @@ def _train(run: Run, stop: StopRequest, writes: bool) -> dict[str, float]:
             history = History(directory.path / "metrics.csv", resumed, progress.validated)
             images = record_of_images(run.data.source, plain["data"]["known"], run.found, run.data.taken)
             directory.describe(plain["seed"], {"wandb": copy.version, "data": images})
+            directory.note(processes=run.options.world, images_per_process=run.options.share)
             _tell(run)
             show_choices({**choices(run), **copy.about}, str(directory.path))
             copy.follow(history.path)
-        with stop:
+        with stop, Company(partial(kept_so_far, directory)) as company:
             keeper = _keeper(run, stop)
             recorder = Recorder(history, copy, run.options.log_every)
             display = Display(run.options.progress and writes)
-            trainer = _trainer(run, [recorder, keeper, display, GroupSheet(directory.path if writes else None)])
+            callbacks = [recorder, keeper, display, GroupSheet(directory.path if writes else None)]
+            trainer = _trainer(run, callbacks, company)
             try:
                 _fit(run, trainer)
                 if writes:
@@ -233,7 +241,11 @@ def _train(run: Run, stop: StopRequest, writes: bool) -> dict[str, float]:
         show_result(metrics, result.all_notes(), str(directory.path))
         return metrics
     except Diverged as error:
-        raise ValueError(f"{error}. {_way_on(run)}") from error
+        raise Agreed(f"{error}. {_way_on(run)}") from error
+    except RuntimeError as error:
+        if (refused := determinism.refused(error)) is None:
+            raise
+        raise Agreed(refused) from error
     except KeyboardInterrupt:  # before the signals are ours, or after
         if not (directory.path / "config.yaml").is_file():
             raise
@@ -293,7 +305,7 @@ def _keeper(run: Run, stop: StopRequest) -> Keeper:
     return Keeper(run.directory, stop, meta, *every, run.start, options.save_in_background)
 
 
-def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(run: Run, callbacks: list[pl.Callback], company: Company) -> pl.Trainer:
     options = run.options
     if options.on_gpu:
         torch.backends.cudnn.benchmark = not options.deterministic
@@ -303,7 +315,7 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
         accelerator="gpu" if options.on_gpu else "cpu",
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=strategy(options.world),
+        strategy=strategy(options.world, company),
         plugins=launching.plugins(),
         precision=options.lightning_precision,  # type: ignore[arg-type]
         deterministic=options.deterministic,

@@ -263,3 +263,11 @@ class Keeper(pl.Callback):
             f"stopped by {self.stop.received} after step {step:,} of {steps:,}; "
             f"saved {self.run.last}. The same command, started again, goes on from there."
         )
+
+
+def kept_so_far(directory: RunDirectory) -> str:
+    """What is left of a run whose processes have died; what is damaged of it, the next start says."""
+    found = next((file for file in (directory.last, directory.previous) if file.is_file()), None)
+    if found is None:
+        return "Nothing was saved before: the same command begins anew"
+    return f"The same command goes on from {found}, of step {checkpoint.read_meta(found)['step']:,}"

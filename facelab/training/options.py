@@ -39,6 +39,7 @@ class TrainerOptions:
     log_every: int
     progress: bool
     ema: float | None
+    sync_batchnorm: bool
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -65,9 +66,9 @@ class TrainerOptions:
                 f"trainer.batch_size is {self.batch_size}, which {self.world} processes cannot share equally: give a "
                 f"multiple of {self.world} (devices × nodes), since every rank must train on as many images"
             )
-        if self.accumulate > self.batch_size // self.world:
+        if self.accumulate > self.share:
             raise ValueError(
-                f"trainer.accumulate is {self.accumulate}, but a rank has only {self.batch_size // self.world} images "
+                f"trainer.accumulate is {self.accumulate}, but a rank has only {self.share} images "
                 "a step: give at most as many parts"
             )
         if self.on_gpu and self.devices > torch.cuda.device_count():
@@ -80,6 +81,19 @@ class TrainerOptions:
     def world(self) -> int:
         """Number of processes."""
         return self.devices * self.num_nodes
+
+    @property
+    def share(self) -> int:
+        """Images of a step that one process takes."""
+        return self.batch_size // self.world
+
+    @property
+    def about_processes(self) -> str:
+        """For the summary, behind the device; nothing of one alone."""
+        if self.world == 1:
+            return ""
+        norms = "of all" if self.sync_batchnorm else "each of its own"
+        return f", {self.world} processes, {self.share} images a step each, batch norms {norms}"
 
     @property
     def on_gpu(self) -> bool:

@@ -39,6 +39,7 @@ LATER = {
     **{"data.take.min_images": 1, "data.take.seed": 0, "data.take.long_tail.seed": 0},
     **{"data.take.noise.fraction": 0.0, "data.take.noise.kind": "flip", "data.take.noise.seed": 0},
     **{"benchmark.quality.alpha": 0.0, "benchmark.quality.beta": 0.0},
+    "trainer.sync_batchnorm": False,
 }
 LONGER = ("trainer.epochs", "trainer.max_steps")  # what `resume=` may raise
 

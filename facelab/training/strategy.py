@@ -56,13 +56,18 @@ def peak_memory(on_gpu: bool) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def strategy(world: int) -> Any:
-    """Lightning's strategy for `world` processes: plain for one, DistributedDataParallel for more."""
+def strategy(world: int, company: Any) -> Any:
+    """Lightning's strategy for `world` processes: plain for one, DistributedDataParallel for more.
+
+    Args:
+        world: the number of processes.
+        company: who looks after them (facelab.training.company).
+    """
     if world == 1:
         return "auto"
-    from pytorch_lightning.strategies import DDPStrategy
+    from facelab.training.company import Watched
 
-    return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
+    return Watched(company, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def exclude_from_ddp(module: nn.Module, names: Iterable[str]) -> None:

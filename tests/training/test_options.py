@@ -29,6 +29,7 @@ GOOD = {
     "log_every": 10,
     "progress": True,
     "ema": None,
+    "sync_batchnorm": False,
 }
 
 
