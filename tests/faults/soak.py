@@ -93,7 +93,7 @@ def signals(given: argparse.Namespace) -> Iterator[Part]:
         counts[name] = max(1, left // len(trainings) + (number < left % len(trainings)))
     for name in sorted(counts, key=lambda name: -counts[name]):
         folder = given.out / re.sub(r"\W+", "_", name)
-        words = ("tests/faults/striking.py", str(folder), "--work", name, "--signals", str(counts[name]))
+        words = ("tests/faults/enduring.py", str(folder), "--work", name, "--signals", str(counts[name]))
         yield Part(name, (*words, "--seed", str(given.seed)), f"{counts[name]} signals", counts[name])
 
 
@@ -128,7 +128,7 @@ def _environment() -> dict[str, str]:
 def attempt(part: Part, out: Path, tell: Callable[[int], None]) -> Found:
     """Runs a part; `tell` hears of each signal."""
     log = out / f"{re.sub(r'[^0-9A-Za-z]+', '_', part.name)}.log"
-    if part.words[0].endswith("striking.py"):
+    if part.words[0].endswith("enduring.py"):
         shutil.rmtree(part.words[1], ignore_errors=True)
     began, heard, last = time.monotonic(), 0, ""
     environment = {**_environment(), **dict(part.more)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import striking
+import enduring
 from works import WORKS, Place
 
 ASKED = {"training, much of it": 5, "prepare": 8, "export, torchscript": 3}
@@ -22,7 +22,7 @@ ASKED = {"training, much of it": 5, "prepare": 8, "export, torchscript": 3}
 def starts(tmp_path_factory):
     done = subprocess.run(
         [
-            *(sys.executable, Path(__file__).with_name("striking.py"), tmp_path_factory.mktemp("struck")),
+            *(sys.executable, Path(__file__).with_name("enduring.py"), tmp_path_factory.mktemp("struck")),
             *("--work", *ASKED, "--signals", *map(str, ASKED.values()), "--seed", "3"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -38,7 +38,7 @@ def test_nothing_is_lost(starts):
     for work, wanted in ASKED.items():
         own = [start for start in starts if start["work"] == work]
         assert sum(start["struck"] for start in own) == wanted
-        assert own[-1]["status"] in (0, striking.THERE_ALREADY)
+        assert own[-1]["status"] in (0, enduring.THERE_ALREADY)
 
 
 def test_it_was_really_struck(starts):
@@ -46,7 +46,7 @@ def test_it_was_really_struck(starts):
     assert len({start["signal"] for start in struck}) >= 4
     assert len({start["place"] for start in struck}) >= 6
     ends = {start["status"] for start in struck}
-    assert {-signal.SIGKILL, striking.INTERRUPTED} <= ends
+    assert {-signal.SIGKILL, enduring.INTERRUPTED} <= ends
 
 
 # The harness itself must be able to fail
@@ -59,7 +59,7 @@ def endured(tmp_path, monkeypatch, capsys):
     def endure(work):
         monkeypatch.setitem(WORKS, "made up", lambda folder: work)
         with pytest.raises(SystemExit) as left:
-            striking.endure("made up", tmp_path, 6, 1)
+            enduring.endure("made up", tmp_path, 6, 1)
         return str(left.value)
 
     return endure
@@ -122,6 +122,6 @@ def test_a_hang_is_found_out(endured, monkeypatch):
             if where.parent.name == "2":
                 signal.pause()
 
-    monkeypatch.setattr(striking, "PATIENCE", 0.2)
-    monkeypatch.setattr(striking, "plan", lambda *told: striking.Strike(signal.SIGUSR1, "step", 1, 0, None))
+    monkeypatch.setattr(enduring, "PATIENCE", 0.2)
+    monkeypatch.setattr(enduring, "plan", lambda *told: enduring.Strike(signal.SIGUSR1, "step", 1, 0, None))
     assert "hangs" in endured(Hanging())

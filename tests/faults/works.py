@@ -59,7 +59,10 @@ TRAININGS = {
     "prototypes": ["loss.classifier.prototypes.queue=3", "loss.classifier.prototypes.refresh=5"],
     "sampled classes": ["loss=cosface", "loss.classifier.sample_rate=0.5"],
     "triplets": ["loss=triplet", "data/sampler=pk"],
-    "processes": ["loss=curricularface", "data.albumentations=[{GaussNoise: {p: 0.5}}, ToGray]"],
+    "processes": [
+        *("loss=curricularface", "trainer.validate_every=2"),
+        "data.albumentations=[{GaussNoise: {p: 0.5}}, ToGray]",
+    ],
     "dali": ["data/loader=dali", "loss=adaface", "trainer.precision=fp32"],
     "photographs": ["loss=cosface"],
     "distilled": ["distill=embedding", "trainer.ema=0.9"],
@@ -111,7 +114,6 @@ class Training:
 
     def __init__(self, kind: str, folder: Path, *more: str):
         words = ["trainer.epochs=4", *TRAININGS[kind], *more]
-        self.by_processes = "data.albumentations" in " ".join(words)
         if kind in OF_FILES:
             words += [f"data.root='{photographs(folder / 'faces', people=20, each=5)}'", "data=folder"]
             words += ["~data.identities", "~data.images_per_identity"]
@@ -302,7 +304,7 @@ def digests(folder: Path) -> dict[str, str]:
 def _tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
     with safe_open(path, "np") as file:
         names = list(file.keys())
-        progress = json.loads(file.metadata()["facelab"])["progress"] if "facelab" in file.metadata() else {}
+        progress = json.loads(file.metadata()["facelab"]).get("progress", {}) if "facelab" in file.metadata() else {}
         return {name: file.get_tensor(name) for name in names}, {**progress, "seconds": 0}
 
 

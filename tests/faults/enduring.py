@@ -1,6 +1,6 @@
 """Starts a work again and again in spite of signals, until it has ended as one that was left alone.
 
-    python tests/faults/striking.py FOLDER --work "training, adaface" --signals 20 --seed 1
+    python tests/faults/enduring.py FOLDER --work "training, adaface" --signals 20 --seed 1
 
 Every start is a fork of this process, which has imported everything and begun no thread, so that a start costs no
 imports. Half of the signals strike at a chosen place (inside a file's writing, a step, a validation, …), the others at
@@ -21,7 +21,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +93,8 @@ def _child(work: Any, where: Path, strike: Strike | None, told: int) -> None:
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Processes that load images would import this script, and all that it imports, before anything else.
+        vars(sys.modules["__main__"]).pop("__file__", None)
         if strike is not None and strike.number == signal.SIGUSR1:
             os.environ["SLURM_JOB_ID"] = "12"
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as long as nobody listens
@@ -188,8 +189,6 @@ def expected(strike: Strike | None, status: int) -> bool:
 def endure(name: str, folder: Path, signals: int, seed: int) -> None:
     """First undisturbed, then struck again and again; where it has ended too soon, once more from the beginning."""
     work = WORKS[name](folder / "beforehand")
-    if getattr(work, "by_processes", False):
-        _one_server()
     # Each in a folder of its own: what is left beside them is looked for, too.
     (folder / "1").mkdir(parents=True)
     (folder / "2").mkdir()
@@ -222,14 +221,6 @@ def endure(name: str, folder: Path, signals: int, seed: int) -> None:
             shutil.rmtree(where)
         if starts > WORTH * signals + 10:
             broken(f"{name} ends before it can be struck: {struck} signals in {starts} starts")
-
-
-def _one_server() -> None:
-    """Processes that load images come from one fork server of all starts: its imports cost seconds."""
-    forkserver.set_forkserver_preload(["facelab.data.process_loader", "albumentations"])
-    forkserver.ensure_running()
-    server = forkserver._forkserver  # type: ignore[attr-defined]
-    server.ensure_running = lambda: None  # a fork of this process cannot wait for it, and would begin another
 
 
 def apart(look: Callable[[], list[str]]) -> list[str]:
