@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-import pytest
 import enduring
+import pytest
 from works import WORKS, Place
 
 ASKED = {"training, much of it": 5, "prepare": 8, "export, torchscript": 3}
