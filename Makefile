@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-data test-gpu test-slurm test-versions lint audit format bench margins wheel clean
+.PHONY: help setup train test test-data test-gpu test-slurm test-versions soak lint audit format bench margins wheel clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-slurm: $(READY) ## the tests on a Slurm cluster of one machine, started for
 
 test-versions: $(READY) ## all tests on every Python there is, with the lowest and newest libraries; hours, gigabytes
 	@$(RUN) tests/versions.py $(ARGS)
+
+soak: $(READY) ## hundreds of signals, a million of hostile inputs, 10,000 steps in flat memory; hours; ARGS="--help"
+	@$(RUN) tests/faults/soak.py $(ARGS)
 
 lint: $(READY) ## ruff, mypy, and whether the installed packages agree
 	@$(RUN) -m pip --disable-pip-version-check check

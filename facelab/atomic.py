@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"  # begins the names of files that are being written
@@ -104,6 +104,18 @@ def publish_folder(folder: Path, path: Path) -> None:
         os.close(parent)
 
 
+def forget_leftover(path: Path | str) -> None:
+    """Takes away the hidden folder of an `atomic_folder` that a kill struck between its last rename and its tidying.
+
+    Only where the finished folder is there, and nobody is at work in the hidden one.
+    """
+    path = Path(path)
+    if not path.is_dir() or not unfinished(path).is_dir():
+        return
+    with suppress(ValueError), held(unfinished(path)):
+        shutil.rmtree(unfinished(path), ignore_errors=True)
+
+
 def refuse_existing(path: Path) -> None:
     """Nothing is ever written over.
 
@@ -125,6 +137,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         ValueError: another process is making it.
     """
     path = Path(path)
+    forget_leftover(path)
     refuse_existing(path)
     temporary = unfinished(path)
     with held(temporary):

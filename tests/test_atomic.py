@@ -6,7 +6,7 @@ import stat
 import numpy as np
 import pytest
 
-from facelab.atomic import atomic, atomic_folder, held, unfinished
+from facelab.atomic import atomic, atomic_folder, forget_leftover, held, unfinished
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path):
@@ -124,4 +124,19 @@ def test_where_there_are_no_locks_work_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("facelab.atomic.fcntl.flock", refuse)
     with atomic_folder(tmp_path / "set") as temporary:
         (temporary / "a.txt").write_text("new")
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_what_a_kill_left_beside_a_finished_folder_goes(tmp_path):
+    path, left = tmp_path / "set", unfinished(tmp_path / "set")
+    left.mkdir()
+    forget_leftover(path)
+    assert left.is_dir(), "nothing is finished: somebody may go on there"
+    path.mkdir()
+    (path / "a").touch()
+    with held(left):
+        forget_leftover(path)
+        assert left.is_dir(), "somebody is at work there"
+    with pytest.raises(FileExistsError), atomic_folder(path):
+        pass
     assert os.listdir(tmp_path) == ["set"]

@@ -245,6 +245,16 @@ def test_a_dead_key_is_found(composer):
         test_a_printed_command_composes(("facelab.train", "data=folder"), composer)
 
 
+# Tests
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_that_it_names_are_there(page):
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", PAGES[page]):
+        assert (ROOT / file).is_file(), file
+        assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
 # Links
 
 

@@ -25,6 +25,7 @@ from facelab.data.torch_loader import Batch, TrainLoader, _decode, _name
 
 __all__ = ["ProcessLoader"]
 
+_WORDLESS = "a process that augments images failed with {}: where memory is short, lower data.loader.processes"
 _PATIENCE = 5.0  # seconds that a process is given to end by itself
 
 
@@ -160,11 +161,11 @@ def _work(pipe: Connection, images: Any, transforms: Albumentations) -> None:
     with suppress(EOFError, OSError):
         while True:
             indices, seeds, shape = pipe.recv()
-            pixels = np.empty((len(indices), *shape), np.uint8)
             try:
+                pixels = np.empty((len(indices), *shape), np.uint8)
                 _augment(images, transforms, indices.tolist(), seeds.tolist(), pixels)
             except Exception as error:
-                pipe.send(str(error))
+                pipe.send(str(error) or _WORDLESS.format(type(error).__name__))
             else:
                 pipe.send(None)
                 pipe.send_bytes(pixels.data.cast("B"))

@@ -299,7 +299,10 @@ def _load(images: Images, index: int) -> np.ndarray:
 
 
 def _unreadable(images: Images, index: int, error: Exception) -> ValueError:
-    return ValueError(f"{_name(images, index)} cannot be loaded: {error}")
+    why = str(error) or type(error).__name__  # some say nothing
+    if isinstance(error, MemoryError):
+        why = "memory ran out; lower data.loader.threads, data.loader.processes or data.loader.prefetch"
+    return ValueError(f"{_name(images, index)} cannot be loaded: {why}")
 
 
 def _name(images: Any, index: int) -> str:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from facelab import __version__
-from facelab.atomic import atomic_folder, refuse_existing
+from facelab.atomic import atomic_folder, forget_leftover, refuse_existing
 from facelab.backbone.weights import HOUSE, Input
 from facelab.digest import digest_of
 from facelab.export.base import Format, Runtime, Writing
@@ -74,6 +74,7 @@ def export(config: DictConfig, where: Path) -> Path:
     format.check(choices.precision)
     check_kind("progress", config.progress, bool)
     tolerance = _tolerance(config)
+    forget_leftover(where)
     refuse_existing(where)
     original = _original(config)
     faces = compared_faces(

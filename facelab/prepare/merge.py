@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
-from facelab.atomic import atomic_folder, refuse_existing
+from facelab.atomic import atomic_folder, forget_leftover, refuse_existing
 from facelab.data.inspect import UNREADABLE
 from facelab.prepare.embedding import Embedder, Gallery, by_identity, read_gallery
 from facelab.prepare.existing import Faces, open_set
@@ -83,6 +83,7 @@ def merge(
     choices = dict(locals())
     places = _places(source, sources)
     _check(choices)
+    forget_leftover(Path(out).expanduser())
     refuse_existing(Path(out).expanduser())
     sets = _open(places, size)
     together = Together(sets, sets[0].size, identities, prefix)

@@ -103,6 +103,7 @@ class WandbRun:
         self._defined = set[str]()
         self._best = (-math.inf, -math.inf)
         self._looked, self._gone = time.monotonic(), False  # whether it was told that the server does not answer
+        self._unsent = False  # whether something is left that W&B has not got
         self._run.define_metric(STEP, hidden=True)
 
     @property
@@ -161,7 +162,9 @@ class WandbRun:
         """Numbers into the summary; tables and pictures into the last row, files as an artifact."""
         import wandb
 
-        if not exhibit.final or "results" not in self._run.summary.keys():  # noqa: SIM118
+        # Of files W&B would ask the server now, and wait for it a minute, in vain.
+        self._unsent = self.mode == "online" and _why_unreachable() is not None
+        if not self._unsent and (not exhibit.final or "results" not in self._run.summary.keys()):  # noqa: SIM118
             shown: dict[str, Any] = {key: wandb.Image(picture) for key, picture in exhibit.pictures.items()}
             for key, table in exhibit.tables.items():
                 rows = [list(row) for row in table.rows]
@@ -182,6 +185,8 @@ class WandbRun:
         try:
             self._run.finish(exit_code=0 if ended else 1)
         except TimeoutError:
+            self._unsent = True
+        if self._unsent:
             log.warning(
                 "W&B has not taken all of this run within %s s: `python -m facelab.training.send '%s'` sends the rest",
                 LAST_WORDS,
