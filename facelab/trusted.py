@@ -16,7 +16,7 @@ from typing import Any
 
 from facelab.configuration import configuration_folder
 
-__all__ = ["configuration", "offered", "parse", "safe", "values"]
+__all__ = ["configuration", "offered", "parse", "safe", "safe_run", "values"]
 
 TARGET = "_target_"
 _MOST = 100_000  # values; a run has some three hundred, and one of many sets some more
@@ -82,7 +82,7 @@ def values(found: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def offered(group: str) -> frozenset[str]:
-    """All that the files of conf/<group>/ name, those of one's own configuration folders among them."""
+    """All that the files of conf/<group>/ name, of one's own configuration folders too; '' stands for all groups."""
     return _offered(tuple(_folders()), group)
 
 
@@ -91,7 +91,7 @@ def _offered(folders: tuple[Path, ...], group: str) -> frozenset[str]:
     return frozenset(
         value
         for folder in folders
-        for file in sorted((folder / group).glob("*.yaml"))
+        for file in sorted((folder / group).glob("*.yaml") if group else folder.rglob("*.yaml"))
         for key, value in _keys(parse(file.read_text(encoding="utf-8")))
         if key.rpartition(".")[2] == TARGET and isinstance(value, str)
     )
@@ -132,6 +132,27 @@ def safe(key: str, node: Any, group: str, path: Path) -> Any:
             "get the file from a source that you trust"
         )
     return OmegaConf.create(plain)
+
+
+def safe_run(tree: Any, where: str) -> dict[str, Any]:
+    """The configuration of a whole run: what it calls must be a choice of conf/, whichever group's.
+
+    Args:
+        tree: what the file says.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: it would call something else, or in another way, or is none.
+    """
+    config = configuration(tree, where)
+    known = offered("")
+    for key, value in _keys(config):
+        name = key.rpartition(".")[2]
+        if name == TARGET and not (isinstance(value, str) and value in known):
+            raise ValueError(f"{where} asks for {value} ({key}), which no file of conf/ offers: it is not called")
+        if name != TARGET and _SPECIAL.fullmatch(name) and (name, value) != ("_partial_", True):  # of distill=sum
+            raise ValueError(f"{where} has {key}, and no run of facelab says how something is called: mend it")
+    return config
 
 
 def _folders() -> list[Path]:

@@ -7,7 +7,7 @@ in it could run code before anything else does, `_target_` names what is called,
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from facelab.configuration import configuration_folder
 from facelab.door import in_quotes as quoted
 from facelab.training.sameness import LATER, is_free
+from facelab.trusted import parse, safe_run
 
 NAME = "resumed_run"  # of the configuration, for Hydra
 _STAYS = ("out", "name", "job")  # where a run lies
-_TARGET = re.compile(r"_target_:\s*['\"]?([\w.]+)")
 _GROUP = re.compile(r"[~+]*([A-Za-z_][\w/]*)(?:@([\w.]+))?=")
 
 
@@ -94,35 +94,12 @@ def checked(where: Path) -> dict[str, Any]:
     """
     file = where / "config.yaml"
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict) or not {"trainer", "optimizer", "loss", "backbone", "data"} <= config.keys():
+        tree = parse(file.read_text(encoding="utf-8"))
+    except ValueError:  # of the bytes too
+        tree = None
+    if not isinstance(tree, dict) or not {"trainer", "optimizer", "loss", "backbone", "data"} <= tree.keys():
         raise ValueError(f"{file} is not the configuration of a training: give the folder of a run of facelab.train")
-    config = {key: value for key, value in config.items() if key not in ("hydra", "defaults")}
-    known = {
-        target
-        for path in configuration_folder().rglob("*.yaml")
-        for target in _TARGET.findall(path.read_text(encoding="utf-8"))
-    }
-    for key, value in _values(config):
-        if key.rsplit(".", 1)[-1] == "_target_" and value not in known:
-            raise ValueError(f"{file} asks for {value} ({key}), which no file of conf/ offers: it is not called")
-        if isinstance(value, str) and "${" in value:
-            raise ValueError(f"{file}: {key} is {value}, and a run's own configuration refers to nothing: mend it")
-    return config
-
-
-def _values(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, of lists too."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _values(value, f"{prefix}{key}.")
-    elif isinstance(tree, list):
-        for place, value in enumerate(tree):
-            yield from _values(value, f"{prefix}{place}.")
-    else:
-        yield prefix.removesuffix("."), tree
+    return safe_run({key: value for key, value in tree.items() if key != "defaults"}, str(file))
 
 
 def _free_groups(arguments: Sequence[str], config: dict[str, Any], given: str) -> list[dict[str, None]]:

@@ -201,7 +201,8 @@ def test_no_run(folder, tmp_path):
     [
         ("_target_", "os.system", r"asks for os\.system \(loss\._target_\)"),
         ("parts", [{"_target_": "torch.hub.load"}], r"asks for torch\.hub\.load \(loss\.parts\.0\._target_\)"),
-        ("scale", "${oc.env:HOME}", r"loss\.scale is \$\{oc\.env:HOME\}"),
+        ("parts", {"_args_": ["ls"]}, r"has loss\.parts\._args_"),
+        ("scale", "${oc.env:HOME}", r"loss\.scale is '\$\{oc\.env:HOME\}'"),
     ],
 )
 def test_a_strangers_configuration_is_checked(folder, key, value, message):
