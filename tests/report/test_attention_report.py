@@ -19,8 +19,9 @@ from facelab.report.attention_looking import laid_out, likeness, look, measure, 
 from facelab.report.attention_numbers import choose, cosine, intervals, people_of_pairs, regions, share
 from facelab.report.attention_picture import Column, draw
 from facelab.resampling import down_and_up, resample_image
-from facelab.training import checkpoint
 from facelab.training.network import build_backbone
+from facelab.training.saving import write_file
+from facelab.training.stored import FORMAT
 
 SIZE = 48
 PEOPLE = 5
@@ -41,19 +42,22 @@ def write_network(path: Path, seed: int, attention: str = "cbam", units: int = 1
     torch.manual_seed(seed)
     network = build_backbone(OmegaConf.create(backbone), load=False)
     meta = {
-        "format": checkpoint.FORMAT,
+        "format": FORMAT,
         "shards": [],
         "step": 3,
+        "num_classes": 2,
         "input": {"color": "rgb", "mean": 127.5, "std": 127.5},
         "config": {
             "backbone": backbone,
             "head": {"_target_": "torch.nn.Identity"},
-            "trainer": {"ema": None},
+            "loss": {},
+            "benchmark": {"_target_": "facelab.benchmark.pairs.PairBenchmark"},
+            "trainer": {"ema": None, "batch_size": 8, "devices": 1, "num_nodes": 1, "precision": "fp32"},
             "data": {"size": size},
         },
     }
     tensors = {f"model.backbone.{name}": value for name, value in network.state_dict().items()}
-    checkpoint._write(path, tensors, meta)
+    write_file(path, tensors, meta)
     return path
 
 
