@@ -19,7 +19,7 @@ collective could be called. That the shards of all ranks are complete rank 0 see
 main file, holds the number of the saving, which the ranks have agreed on in `take`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -199,14 +199,9 @@ def check_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: bo
         ValueError: they differ; the names are told.
         FileNotFoundError: where the checkpoint is missing.
     """
-    prefix = AVERAGE if averaged else "model."
     stored = Tensors([path])
-    for part, network in (("backbone", backbone), ("head", head)):
-        state = {f"{prefix}{part}.{name}": target for name, target in network.state_dict().items()}
-        present = {key for key in stored.keys() if key.startswith(f"{prefix}{part}.")}  # noqa: SIM118
-        _compare_names(path, set(state), present, part)
-        for key, target in state.items():
-            _compare_shapes(path, key.removeprefix("model."), target, stored.shape(key), part)
+    for part, key, target in _of_network(path, stored, backbone, head, averaged):
+        _compare_shapes(path, key.removeprefix("model."), target, stored.shape(key), part)
 
 
 @torch.no_grad()
@@ -223,14 +218,22 @@ def load_network(path: Path, backbone: nn.Module, head: nn.Module, averaged: boo
         ValueError: where the names or shapes of the file and of the networks differ; they are named.
         FileNotFoundError: where the checkpoint is missing.
     """
-    prefix = AVERAGE if averaged else "model."
     stored = Tensors([path])
+    for part, key, target in _of_network(path, stored, backbone, head, averaged):
+        _fill(path, key.removeprefix("model."), target, stored.read(key, None), part)
+
+
+def _of_network(
+    path: Path, stored: Tensors, backbone: nn.Module, head: nn.Module, averaged: bool
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Part, name in the file and target of each tensor, when the names of the part have been compared."""
+    prefix = AVERAGE if averaged else "model."
     for part, network in (("backbone", backbone), ("head", head)):
         state = {f"{prefix}{part}.{name}": target for name, target in network.state_dict().items()}
         present = {key for key in stored.keys() if key.startswith(f"{prefix}{part}.")}  # noqa: SIM118
         _compare_names(path, set(state), present, part)
         for key, target in state.items():
-            _fill(path, key.removeprefix("model."), target, stored.read(key, None), part)
+            yield part, key, target
 
 
 def _compare_names(path: Path, wanted: set[str], present: set[str], what: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ranks
+from full_disk import room_for
 from short_of_memory import Short
 from works import Training
 
@@ -77,17 +78,6 @@ def goes_on(work, alone, where):
 
 
 # Disks
-
-
-@contextmanager
-def room_for(size):
-    """Files of this process may grow to so many bytes; the limit is taken back whatever comes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_no_room_for_a_checkpoint(rendered, tmp_path, monkeypatch):

@@ -2,26 +2,14 @@
 
 import errno
 import json
-import resource
-from contextlib import contextmanager
 
 import pytest
+from full_disk import room_for
 from killing import compose
 
 from facelab.atomic import atomic
 from facelab.training import fit
 from facelab.training.record import History, RunDirectory, read_history
-
-
-@contextmanager
-def room_for(size):
-    """Files of this process may grow to so many bytes: the system takes a part of a write, then refuses the rest."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_row_is_there_as_a_whole_or_not_at_all(tmp_path):
