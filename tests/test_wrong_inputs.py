@@ -27,7 +27,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from facelab import train
-from facelab.training import checkpoint, wandb_run
+from facelab.training import saving, wandb_run
 
 SIZE = 32
 SMALL = [
@@ -355,7 +355,7 @@ def test_no_disk_left(typed, faces, monkeypatch):
 
     words = ["data=folder", f"data.root={faces}"]
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", full)
+        patched.setattr(saving, "save_file", full)
         code, _, err = typed._call(words)
     assert code == 1
     assert err.count("\n") == 1

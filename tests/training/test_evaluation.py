@@ -14,13 +14,14 @@ from hydra.utils import instantiate
 from killing import compose
 from omegaconf import OmegaConf
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from facelab.benchmark.scores import load_counted, load_scores
 from facelab.door import configuration_folder
 from facelab.training import evaluation, fit
 from facelab.training.evaluation import evaluate
 from facelab.training.preemption import Interrupted
+from facelab.training.saving import write_file
 
 MEASURED = ("accuracy", "accuracy_std", "tar@far=1e-3", "tar@far=1e-4", "eer", "auc")
 
@@ -88,7 +89,7 @@ def changed(where: Path, to: Path, **changes) -> str:
         for name in path:
             node = node[name]
         node[last] = value
-    save_file(load_file(source), to, metadata={"facelab": json.dumps(meta)})
+    write_file(to, load_file(source), meta)
     return f"checkpoint={to}"
 
 
