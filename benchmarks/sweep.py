@@ -18,9 +18,9 @@ from pathlib import Path
 
 from recording import load, record_times
 
-SEEDS = (2, 3)  # which name their jobs: seed=2, seed=3
+SEEDS = (2, 3)
 COMMAND = [
-    *("-m", "facelab.train", "-m", "logger=csv", "name=sweep", f"seed={SEEDS[0]},{SEEDS[1]}"),
+    *("-m", "facelab.train", "-m", "logger=csv", "name=sweep", f"seed={SEEDS[0]},{SEEDS[1]}", "job=s${seed}"),
     *("trainer.max_steps=3", "trainer.log_every=1", "trainer.progress=false"),
 ]
 
@@ -38,7 +38,7 @@ def one_round(words: list[str]) -> dict[str, float]:
     """The three times, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *COMMAND, f"out={folder}", *words]
-        first, second = (Path(folder) / "sweep" / f"seed={seed}" for seed in SEEDS)
+        first, second = (Path(folder) / "sweep" / f"s{seed}" for seed in SEEDS)
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         # The header, the untrained network's validation, the first step.
