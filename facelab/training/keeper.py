@@ -1,6 +1,7 @@
 """Callbacks that keep what a run found: rows of its history, checkpoints, and its word when it is asked to stop."""
 
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -267,7 +268,7 @@ class Keeper(pl.Callback):
 
 def kept_so_far(directory: RunDirectory) -> str:
     """What is left of a run whose processes have died; what is damaged of it, the next start says."""
-    found = next((file for file in (directory.last, directory.previous) if file.is_file()), None)
-    if found is None:
-        return "Nothing was saved before: the same command begins anew"
-    return f"The same command goes on from {found}, of step {checkpoint.read_meta(found)['step']:,}"
+    for file in (directory.last, directory.previous):
+        with suppress(ValueError, FileNotFoundError):
+            return f"The same command goes on from {file}, of step {checkpoint.read_meta(file)['step']:,}"
+    return "Nothing that is whole was saved before: the same command says what is damaged, or begins anew"

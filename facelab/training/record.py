@@ -100,6 +100,11 @@ class RunDirectory:
                 self.extended = changed
             elif changed:
                 self.close()
+                if extends:
+                    raise ValueError(
+                        f"resume={path}: {'; '.join(told(changed))} would make it another experiment, or a shorter "
+                        "one: leave it out, or begin another run"
+                    )
                 longer = f"; to train it for longer: resume={path} with a larger number"
                 raise ValueError(
                     f"run directory {path} holds a run of another configuration ({'; '.join(told(changed))}): give "

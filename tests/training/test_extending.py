@@ -92,7 +92,7 @@ def test_a_rate_that_knows_the_end_is_told(runs, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("trainer.epochs=1",), r"another configuration \(trainer\.epochs: 2 → 1\)"),
+        (("trainer.epochs=1",), r"trainer\.epochs: 2 → 1 would make it another experiment, or a shorter one: leave"),
         (("trainer.epochs=3", "optimizer.lr=0.2"), r"optimizer\.lr: 0\.1 → 0\.2; trainer\.epochs: 2 → 3"),
         (("trainer.max_steps=20",), r"trainer\.max_steps: None → 20"),
     ],
