@@ -6,7 +6,7 @@ import simplejpeg
 
 __all__ = ["decode", "fit", "is_plain_jpeg"]
 
-_EXIF = b"\xff\xe1"
+EXIF = b"\xff\xe1"  # begins a part that may say how an image is to be turned
 
 
 def decode(encoded: np.ndarray, out: np.ndarray | None = None) -> np.ndarray | None:
@@ -36,7 +36,7 @@ def is_plain_jpeg(encoded: np.ndarray) -> bool:
     """Whether bytes (n,) uint8 begin as a JPEG without EXIF: as one whose pixels lie as they are to be seen."""
     head = encoded[:24].tobytes()
     # EXIF follows the first two bytes, or a JFIF header of the usual 16 bytes.
-    return head[:3] == b"\xff\xd8\xff" and head[2:4] != _EXIF and head[20:22] != _EXIF
+    return head[:3] == b"\xff\xd8\xff" and head[2:4] != EXIF and head[20:22] != EXIF
 
 
 def fit(image: np.ndarray, size: int, what: str) -> np.ndarray:

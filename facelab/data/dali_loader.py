@@ -142,7 +142,7 @@ class DaliLoader(TrainLoader):
         """What is wrong with a batch that DALI refuses: it names a place in the batch, at best."""
         size = self.source.size
         try:
-            _decode(self.source, indices.tolist(), np.empty((len(indices), size, size, 3), np.uint8))
+            _decode(self.source, indices, np.empty((len(indices), size, size, 3), np.uint8))
         except ValueError as ours:
             return ours
         lines = [line.strip() for line in str(error).splitlines() if "pipeline" not in line and line.strip()]
@@ -227,7 +227,7 @@ class _Inputs:
                 alike = False
             if not alike:
                 pixels = np.empty((1, size, size, 3), np.uint8)
-                _decode(self.source, [index], pixels)
+                _decode(self.source, np.array([index]), pixels)
                 read.places.append(place)
                 read.pixels.append(pixels[0])
                 encoded = self._filler

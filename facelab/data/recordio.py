@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facelab.data.plain_records import decode_plain
 from facelab.data.record_index import Known, keep, read_index, recall
 from facelab.pixels import decode
 
@@ -112,6 +113,12 @@ class RecordIOFaces:
             raise IndexError(f"image {index} of {len(self.labels)}")
         return self._records.read(self._first_row + index)[1]
 
+    def load_plain(self, indices: np.ndarray, target: np.ndarray) -> list[int]:
+        """Images (n,) of the usual kind into (n,H,W,3), all at once; gives the places of the others."""
+        if self._records.checks_keys:
+            return list(range(len(indices)))
+        return decode_plain(self._records, self._first_row + indices, target)
+
     def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Image (H,W,3), uint8, RGB, in `out` where its shape is that; may be called from several threads.
 
@@ -162,6 +169,11 @@ class _Records:
                 f"({self.size} bytes) can be: {rec.name} is truncated, or the index belongs to another file"
             )
 
+    @property
+    def checks_keys(self) -> bool:
+        """Whether each image is asked for its key."""
+        return len(self._named) > 0
+
     def describe(self, row: int) -> str:
         """A record's name for a message."""
         return f"{self.path}: the record of key {self.keys[row]} (byte {self.offsets[row]})"
@@ -174,6 +186,12 @@ class _Records:
             ids = self.words[at + 4].astype(np.int64) | self.words[at + 5].astype(np.int64) << 32
             if 2 * (ids == np.asarray(self.keys)[sample]).sum() > len(sample):
                 self._named = images
+
+    def bound(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) the byte that the next record begins with, or one behind the file."""
+        past = self.size + 3
+        last = len(self._bounds) - 1
+        return np.where(rows <= last, self._bounds[np.minimum(rows, last)], past)
 
     def _sample(self, rows: range) -> np.ndarray:
         return np.unique(np.linspace(rows.start, rows.stop - 1, _SAMPLE).astype(np.int64))

@@ -209,7 +209,7 @@ Fill = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 def _decoding(images: Images) -> Fill:
-    return lambda indices, seeds, target: _decode(images, indices.tolist(), target)
+    return lambda indices, seeds, target: _decode(images, indices, target)
 
 
 def _decode_ahead(
@@ -275,10 +275,13 @@ class _Recycled:
         return torch.from_numpy(lent).view(shape)
 
 
-def _decode(images: Images, indices: list[int], target: np.ndarray) -> None:
+def _decode(images: Images, indices: np.ndarray, target: np.ndarray) -> None:
     load: Callable[[int, np.ndarray], np.ndarray] = images.load
     shape = target.shape[1:]
-    for place, index in zip(target, indices, strict=True):
+    together = getattr(images, "load_plain", None)
+    left = range(len(indices)) if together is None else together(indices, target)
+    for number in left:
+        place, index = target[number], int(indices[number])
         try:
             image = load(index, place)
         except Exception as error:

@@ -91,11 +91,14 @@ def pixels(encoded):
 
 
 def check_images(faces, pack, rec):
-    """Each image is what the file holds under its key, or is refused."""
+    """Each image is what the file holds under its key, or is refused; and those that are read together are the same."""
     refused = []
+    together = np.zeros((len(faces), SIZE, SIZE, 3), np.uint8)
+    left = faces.load_plain(np.arange(len(faces)), together)
     for index in range(len(faces)):
         key = int(faces.name(index).removeprefix("key "))
         image, refusal = attempt(faces.load, index)
+        assert index in left or np.array_equal(image, together[index]), f"key {key} is otherwise among others"
         if image is None:
             assert f"key {key} " in refusal
             refused.append(key)
@@ -295,6 +298,14 @@ def test_a_property_that_is_damaged(place, kind, data):
         if faces is not None:  # it promises more identities than have images
             assert check_images(faces, pack, pack.rec) == []
             check_labels(faces, pack)
+
+
+def test_only_what_is_not_plain_is_read_one_by_one(place):
+    for kind, left in ((KINDS[0], []), (KINDS[1], [len(LABELS) - 1])):  # behind the last no record says where it ends
+        faces = opened(place, PACKS[kind])
+        assert faces.load_plain(np.arange(len(LABELS)), np.empty((len(LABELS), SIZE, SIZE, 3), np.uint8)) == left
+        few = np.empty((2, SIZE // 2, SIZE // 2, 3), np.uint8)
+        assert faces.load_plain(np.array([1, 2]), few) == [0, 1]
 
 
 def test_an_index_without_its_last_lines_names_the_first_image_that_it_lacks(place):
