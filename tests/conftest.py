@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def _own_log():
             known.close = known.flush
     yield
     logging.root.handlers[:], logging.root.level = handlers, level
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_service():
+    """W&B's own process, and the word in the environment that says where it is, go with the tests that started it.
+
+    A word that outlives its process has the next run of this process fail, long after and in another file.
+    """
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        wandb.teardown()
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture(autouse=True)

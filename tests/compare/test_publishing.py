@@ -85,7 +85,7 @@ def test_a_logger_that_fails_is_closed_and_the_failure_told(losses, tmp_path):
 
 
 def test_it_is_one_run_of_its_sweeps_group(losses, tmp_path, monkeypatch, capsys):
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
+    for name in [name for name in os.environ if name.startswith("WANDB") and name != "WANDB_SERVICE"]:
         monkeypatch.delenv(name)
     for name in ("DATA", "CACHE", "CONFIG"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))

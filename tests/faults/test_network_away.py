@@ -25,7 +25,7 @@ from facelab.training.send import send  # noqa: E402
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """An account of this machine, at W&B's server of this machine."""
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
+    for name in [name for name in os.environ if name.startswith("WANDB") and name != "WANDB_SERVICE"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("DATA", "CACHE", "CONFIG"):

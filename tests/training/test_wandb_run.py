@@ -27,7 +27,7 @@ from facelab.training.wandb_run import STEP, WandbRun, _has_key, wandb_id
 @pytest.fixture(autouse=True)
 def _nobodys_account(monkeypatch, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
+    for name in [name for name in os.environ if name.startswith("WANDB") and name != "WANDB_SERVICE"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NETRC", str(home / "netrc"))

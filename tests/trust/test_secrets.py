@@ -30,8 +30,7 @@ def key(monkeypatch):
 
 
 def test_a_run_keeps_no_key(tmp_path, monkeypatch):
-    wandb.teardown()  # another test's service, which may be gone, and its settings
-    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    wandb.teardown()  # it keeps the settings of before
     monkeypatch.setattr(sys, "argv", ["train", *SMALL])
     OmegaConf.register_new_resolver("facelab.job", lambda: "small", replace=True)
     with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
