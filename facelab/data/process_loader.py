@@ -163,7 +163,7 @@ def _work(pipe: Connection, images: Any, transforms: Albumentations) -> None:
             indices, seeds, shape = pipe.recv()
             try:
                 pixels = np.empty((len(indices), *shape), np.uint8)
-                _augment(images, transforms, indices.tolist(), seeds.tolist(), pixels)
+                _augment(images, transforms, indices, seeds.tolist(), pixels)
             except Exception as error:
                 pipe.send(str(error) or _WORDLESS.format(type(error).__name__))
             else:
@@ -171,9 +171,11 @@ def _work(pipe: Connection, images: Any, transforms: Albumentations) -> None:
                 pipe.send_bytes(pixels.data.cast("B"))
 
 
-def _augment(images: Any, transforms: Albumentations, indices: list[int], seeds: list[int], pixels: np.ndarray) -> None:
+def _augment(
+    images: Any, transforms: Albumentations, indices: np.ndarray, seeds: list[int], pixels: np.ndarray
+) -> None:
     _decode(images, indices, pixels)
-    for place, index, seed in zip(pixels, indices, seeds, strict=True):
+    for place, index, seed in zip(pixels, indices.tolist(), seeds, strict=True):
         try:
             place[...] = transforms(place, seed)
         except ValueError as error:

@@ -41,6 +41,14 @@ class Numbered:
         return np.full((self.size, self.size, 3), index, np.uint8)
 
 
+class Together(Numbered):
+    """Gives its even images many at a time."""
+
+    def load_plain(self, indices, target):
+        target[:] = (indices * (1 - indices % 2)).astype(np.uint8)[:, None, None, None]
+        return np.flatnonzero(indices % 2).tolist()
+
+
 def settings(**changes):
     subset = np.arange(5, 55)
     known = {"source": Numbered(), "subset": subset, "labels": subset * 10, "plan": Plan(50, 8, seed=3), "seed": 7}
@@ -69,6 +77,12 @@ def test_all_but_the_pixels_is_the_thread_loaders():
         assert batch.images.shape == expected.images.shape
         assert batch.images.dtype == torch.uint8
         assert not torch.equal(batch.images, expected.images)
+
+
+def test_a_source_that_gives_many_images_at_a_time_gives_the_same():
+    assert all(same(*pair) for pair in zip(make(source=Together()), usual(), strict=True))
+    loaders = [TrainLoader(threads=2, **settings(source=source)) for source in (Numbered(), Together())]
+    assert all(same(*pair) for pair in zip(*loaders, strict=True))
 
 
 def test_each_image_is_augmented_by_seed_epoch_and_index_alone():
