@@ -5,6 +5,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,15 @@ class Onnx(Format):
     def _converted(self, program: Any) -> Any:
         """The graph in ONNX's operators."""
         try:
-            made: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=self.opset,
-                input_names=["images"],
-                output_names=["embeddings"],
-                verbose=False,
-            )
+            with hushed(logging.INFO):  # each node that is removed
+                made: Any = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    opset_version=self.opset,
+                    input_names=["images"],
+                    output_names=["embeddings"],
+                    verbose=False,
+                )
         except Exception as error:
             raise ValueError(f"format=onnx: {unsupported(program, error)}") from error
         return made.model_proto
@@ -151,22 +153,28 @@ def quantised(model: Any, batches: list[np.ndarray]) -> Any:
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    loud = logging.root.manager.disable
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, hushed(logging.WARNING):  # it advises to fold norms, which is done
         before, after = Path(folder) / "floats.onnx", Path(folder) / "integers.onnx"
         onnx.save(model, before)
-        logging.disable(logging.WARNING)  # it advises to fold norms first, which has been done
-        try:
-            quantize_static(
-                before,
-                after,
-                _Faces(model.graph.input[0].name, batches),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-        finally:
-            logging.disable(loud)
+        quantize_static(
+            before,
+            after,
+            _Faces(model.graph.input[0].name, batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
         return onnx.load(after)
+
+
+@contextmanager
+def hushed(level: int) -> Iterator[None]:
+    """Keeps what libraries log up to this level from the user meanwhile."""
+    loud = logging.root.manager.disable
+    logging.disable(max(level, loud))
+    try:
+        yield
+    finally:
+        logging.disable(loud)
