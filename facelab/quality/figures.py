@@ -157,7 +157,7 @@ def _curves(axes: Axes, curves: Mapping[str, Curve], discard: DiscardOptions) ->
     what = "genuine pairs" if discard.threshold == "fixed" else "pairs"
     axes.set_xlabel(f"{what} left out, % (threshold {discard.threshold})")
     axes.set_ylabel("FNMR of those left, %")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower right")
 
 
 def _auroc(axes: Axes, auroc: Mapping[str, Mapping[str, Any]]) -> None:
