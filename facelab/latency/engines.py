@@ -112,11 +112,13 @@ def build(maker: Maker, runtime: str, precision: str) -> Engine:
     """Makes an engine and calls it once.
 
     Raises:
+        ValueError: its embedding of a face is not finite: what is measured would not be the network.
         Exception: whatever the runtime has to say; a runtime that is missing is a ValueError with what to install.
     """
     began = time.perf_counter()
     run = OFFERS[runtime][1](maker, precision)
-    run(np.ascontiguousarray(maker.calibration[:1]))
+    if not np.isfinite(run(np.ascontiguousarray(maker.calibration[:1]))).all():
+        raise ValueError("its embedding of a rendered face is not finite")
     prepared = time.perf_counter() - began
     return Engine(maker.network, runtime, precision, run, maker.size, maker.embedding_size, prepared)
 

@@ -176,7 +176,18 @@ def _untrained(name: str, size: int, threads: int, folder: Path) -> Maker:
     backbone = cast(Any, build_backbone(node_of(name, size), load=False))
     module = EmbeddingModel(backbone, nn.Identity(), HOUSE, preprocessing=True, mirror=False, unit=False)
     module.backbone.to(memory_format=torch.channels_last)
-    return Maker(name, module.eval(), size, backbone.embedding_size, threads, folder, _faces(size))
+    faces = _faces(size)
+    _show(module, faces)
+    return Maker(name, module.eval(), size, backbone.embedding_size, threads, folder, faces)
+
+
+def _show(module: EmbeddingModel, faces: np.ndarray) -> None:
+    """Norms take their statistics from faces: with those of the start r100's numbers grow beyond float32's."""
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.momentum = 1.0
+    with torch.no_grad():
+        module.train()(torch.from_numpy(faces))
 
 
 def _maker(name: str, module: EmbeddingModel, embedder: Embedder, threads: int, folder: Path) -> Maker:
