@@ -15,7 +15,6 @@ from hydra.utils import instantiate
 from torch import nn
 
 from facelab.backbone.complexity import count_parameters
-from facelab.backbone.synchronised import synchronise
 from facelab.backbone.weights import Input, set_input
 from facelab.benchmark.scores import save_all
 from facelab.data.albumentation import Albumentations
@@ -162,6 +161,8 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         head = instantiate(config.head, embedding_size=network.embedding_size)
         loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
     if options.sync_batchnorm:
+        from facelab.backbone.synchronised import synchronise  # timm comes with it: a second or two
+
         synchronise(network, head)  # which may refuse it
     check_learning(network, head, loss, recipe, options)
     check_classes(benchmark, loss)

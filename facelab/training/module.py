@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from facelab.backbone.recomputing import recompute
-from facelab.backbone.synchronised import synchronise
 from facelab.data.augment import normalise
 from facelab.data.plan import step_seed, uniforms
 from facelab.data.torch_loader import Batch
@@ -105,6 +104,8 @@ class FaceModule(pl.LightningModule):
         self.sharded = [f"loss.{name}" for name in self.loss.sharded_parameters()]
         exclude_from_ddp(self, self.sharded)
         if self.data.options.sync_batchnorm and rank_and_world()[1] > 1:
+            from facelab.backbone.synchronised import synchronise  # timm comes with it: a second or two
+
             synchronise(self.backbone, self.head)
         if self.data.options.checkpointing:
             recompute(self.backbone)
