@@ -1,9 +1,12 @@
 """One evaluation: a checkpoint, or published weights, on a benchmark, and the record that it leaves."""
 
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -220,26 +223,40 @@ def _embeddings(evaluation: Evaluation) -> tuple[Tensor, bool]:
 
 
 def _embed(evaluation: Evaluation, pixels: Pixels) -> Tensor:
-    """(M,D) float32, an embedding for each image of the benchmark."""
+    """(M,D) float32, an embedding for each image of the benchmark; batches go to all GPUs in turn."""
     options = evaluation.options
-    device = torch.device("cuda" if options.on_gpu else "cpu")
+    devices = _devices(evaluation)
     if options.on_gpu:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     else:
         keep_memory()
-    network = evaluation.network.to(device)
-    rows, done = torch.empty(0), 0
-    half = torch.autocast(device.type, torch.bfloat16) if options.in_bf16 else nullcontext()
+    networks = [deepcopy(evaluation.network).to(device) for device in devices[1:]]
+    networks.insert(0, evaluation.network.to(devices[0]))
+    rows, done, waiting = torch.empty(0), 0, deque[Tensor]()
+    half = torch.autocast(devices[0].type, torch.bfloat16) if options.in_bf16 else nullcontext()
+    batches = track(pixels.passing(evaluation.loader), len(evaluation.pairs), "embedding", options.progress)
     with torch.inference_mode(), half:
-        for batch in track(pixels.passing(evaluation.loader), len(evaluation.pairs), "embedding", options.progress):
-            images = batch.images.to(device, non_blocking=True)
-            found = embed(network, images, evaluation.benchmark.mirror)
-            if not done:  # a million rows are there once, and not once more in pieces
-                rows = found.new_empty(len(evaluation.pairs), found.shape[1])
-            rows[done : done + len(found)] = found
-            done += len(found)
+        for number, batch in enumerate(chain(batches, [None] * len(devices))):
+            # The others compute while the oldest batch is waited for.
+            if len(waiting) == len(devices) or (batch is None and waiting):
+                found = waiting.popleft()
+                if not done:  # a million rows are there once, and not once more in pieces
+                    rows = found.new_empty(len(evaluation.pairs), found.shape[1])
+                rows[done : done + len(found)] = found
+                done += len(found)
+            if batch is not None:
+                images = batch.images.to(devices[number % len(devices)], non_blocking=True)
+                waiting.append(embed(networks[number % len(devices)], images, evaluation.benchmark.mirror))
     return rows
+
+
+def _devices(evaluation: Evaluation) -> list[torch.device]:
+    """Every GPU that this process sees, or the CPU; of a model under another runtime that which it chose itself."""
+    if not evaluation.options.on_gpu:
+        return [torch.device("cpu")]
+    count = 1 if _foreign(evaluation.backbone) else torch.cuda.device_count()
+    return [torch.device("cuda", number) for number in range(count)]
 
 
 def _logger(evaluation: Evaluation, directory: RunDirectory) -> Any:
@@ -257,7 +274,7 @@ def _logger(evaluation: Evaluation, directory: RunDirectory) -> Any:
 def _choices(evaluation: Evaluation) -> dict[str, str]:
     options, backbone, pairs = evaluation.options, evaluation.backbone, evaluation.pairs
     size = evaluation.config.data.size
-    device = "GPU" if options.on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    device = f"{len(_devices(evaluation))} GPUs" if options.on_gpu else f"CPU, {torch.get_num_threads()} threads"
     mirror = ", mirrored images added" if evaluation.benchmark.mirror else ""
     precision = "bf16" if options.in_bf16 else "fp32"
     if _foreign(backbone):

@@ -232,6 +232,29 @@ def test_an_interruption_ends_in_one_line_and_it_begins_anew(averaged, tmp_path,
     assert evaluated(tmp_path / "record", of(where))["heldout/auc"] == metrics["heldout/auc"]
 
 
+# Several devices
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_batches_that_go_to_devices_in_turn_keep_their_places(count, elsewhere, pairs, tmp_path, monkeypatch):
+    typed = [of(elsewhere[0]), f"benchmark.path={pairs}", "benchmark.name=faces", "benchmark.folds=2", "batch_size=3"]
+    evaluated(tmp_path / "a", *typed, f"embeddings={tmp_path / 'one'}")
+    networks = set()
+    plain = evaluation.embed
+
+    def embed(network, *more):
+        networks.add(id(network))
+        return plain(network, *more)
+
+    monkeypatch.setattr(evaluation, "embed", embed)
+    monkeypatch.setattr(evaluation, "_devices", lambda _: [torch.device("cpu")] * count)
+    evaluated(tmp_path / "b", *typed, f"embeddings={tmp_path / 'many'}")
+    one, many = (np.load(next((tmp_path / name).glob("*.npy"))) for name in ("one", "many"))
+    assert len(one) > 3 * 3
+    np.testing.assert_array_equal(one, many)
+    assert len(networks) == min(count, -(-len(one) // 3))
+
+
 # Embeddings that are kept
 
 
