@@ -125,10 +125,13 @@ def test_published_weights_and_what_they_lack(told, tmp_path):
 @pytest.mark.data
 @pytest.mark.slow
 def test_a_published_network_on_lfw(real_data, tmp_path):
-    """View 1's test pairs, a sixth of View 2: 99 % at least of what was reproduced on all of it, 99.27 %."""
+    """Some of View 1's test pairs: 98.5 % at least, of the 99.27 % that were reproduced on all of View 2."""
+    count, *lines = (real_data / "lfw" / "pairsDevTest.txt").read_text().splitlines()
+    same, different = lines[: int(count)], lines[int(count) :]
+    (tmp_path / "pairs.txt").write_text("\n".join(["200", *same[:200], *different[:200]]) + "\n")
     arguments = [f"checkpoint={real_data / 'weights' / 'mobilefacenet_y1.npz'}", "backbone=mobilefacenet"]
     arguments += [f"benchmark.path={real_data / 'lfw' / 'images'}", "logger=csv", "progress=false"]
-    arguments += [f"benchmark.pairs={real_data / 'lfw' / 'pairsDevTest.txt'}"]
+    arguments += [f"benchmark.pairs={tmp_path / 'pairs.txt'}"]
     process = door(tmp_path, *arguments)
     out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err[-3000:]
