@@ -21,6 +21,7 @@ class Embedder:
     Attributes:
         about: the model, in words.
         digest: SHA-256 of its file.
+        described: all that an embedding depends on besides its image, in one word.
 
     Args:
         model: a checkpoint of facelab, or published weights.
@@ -48,6 +49,7 @@ class Embedder:
         threads: int,
         progress: bool,
     ):
+        import torch
         from torch import nn
 
         from facelab.training.options import EvaluationOptions
@@ -68,6 +70,8 @@ class Embedder:
                 raise ValueError(f"model={path} takes images of {taken} pixels, but the sets have {size}: size={taken}")
         self.network: Any = nn.Sequential(trained.backbone, trained.head).eval()
         self.about, self.digest = trained.about, digest_of(path)
+        how = ("cuda" if self.options.on_gpu else "cpu", "bf16" if self.options.in_bf16 else "fp32", batch_size, size)
+        self.described = " ".join(map(str, (self.digest, network, *how, torch.__version__)))
 
     def __call__(self, images: Any, what: str) -> Iterator[np.ndarray]:
         """Unit embeddings (b,D) float32 of all images in their order, of image and mirrored image summed; in batches.

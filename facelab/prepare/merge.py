@@ -1,6 +1,7 @@
 """`task=merge`: one set out of one or several, without copies, people of a test set, and people with few images.
 
 What is left out is decided first, and the new set is then written in one go: images are read twice and never held.
+Embeddings are kept until it is there, so that an interrupted merge does not embed them again.
 """
 
 import csv
@@ -17,6 +18,7 @@ from facelab.atomic import atomic_folder, forget_leftover, refuse_existing
 from facelab.data.inspect import UNREADABLE
 from facelab.prepare.embedding import Embedder, Gallery, by_identity, read_gallery
 from facelab.prepare.existing import Faces, open_set
+from facelab.prepare.kept_embeddings import BLOCK, Blocks
 from facelab.prepare.look import ALIKE, Looked, copies, look
 from facelab.prepare.pack import LAYOUTS, Record
 from facelab.prepare.together import Together
@@ -94,8 +96,10 @@ def merge(
     kept, removed = looked.sound.copy(), list(_unreadable(together, looked, unreadable))
     removed += _without_copies(together, looked, copies, alike, kept)
     highest = ("", 0.0)
+    blocks = None
     if models.embed is not None:
-        told, highest = _compared(together, models, kept)
+        blocks = Blocks(Path(out).expanduser(), models.embed.described, -(-BLOCK // batch_size) * batch_size)
+        told, highest = _compared(together, models, kept, blocks, looked.hashes)
         removed += told
     removed += _few(together, kept, min_images)
     if len(np.unique(together.labels[kept])) < 2:
@@ -103,6 +107,8 @@ def merge(
     report = _report(together, models, kept, removed, highest)
     report |= {"sources": [_about(faces) for faces in sets], "choices": choices}
     _write(Path(out).expanduser(), layout, quality, together, looked, kept, removed, report, progress)
+    if blocks is not None:
+        blocks.forget()
     print(
         f"{out}: {report['images']:,} images of {report['identities']:,} identities; left out: {_reasons(removed)}, "
         "named in removed.csv",
@@ -194,13 +200,16 @@ def _without_copies(together: Together, looked: Looked, choice: str, alike: str,
             yield _removed(together, index, reason, "", f"{together.tag(like)}: {together.name(like)}")
 
 
-def _compared(together: Together, models: Models, kept: np.ndarray) -> tuple[list[Removed], tuple[str, float]]:
+def _compared(
+    together: Together, models: Models, kept: np.ndarray, blocks: Blocks, hashes: np.ndarray
+) -> tuple[list[Removed], tuple[str, float]]:
     """Leaves out near copies and people of the test set; also gives who of those that stay is nearest to it."""
-    assert models.embed is not None, "there is a model"
+    embed = models.embed
+    assert embed is not None, "there is a model"
     removed: list[Removed] = []
     highest = ("", 0.0)
     rows = np.flatnonzero(kept)
-    batches = models.embed(_Some(together, rows), "embedding")
+    batches = blocks.embeddings(hashes[rows], lambda first: embed(_Some(together, rows[first:]), "embedding"))
     for label, at, embeddings in by_identity(together.labels[rows], batches):
         own = rows[at]
         stays, near = _near(embeddings, models.near)

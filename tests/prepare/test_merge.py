@@ -19,6 +19,7 @@ from facelab.door import configuration_folder
 from facelab.prepare import merge as room
 from facelab.prepare.embedding import by_identity
 from facelab.prepare.existing import people
+from facelab.prepare.kept_embeddings import Blocks
 from facelab.training import fit
 from facelab.training.network import build_backbone
 
@@ -222,13 +223,15 @@ def test_a_crash_while_writing_leaves_nothing_under_the_name(tmp_path, monkeypat
 class Coded:
     """In the place of a model: the embedding of an image is looked up by its red patch in the corner."""
 
-    about, digest = "looked up", "0"
+    about, digest, described = "looked up", "0", "0 in float32"
     vectors: ClassVar[dict] = {}
+    asked: ClassVar[list] = []  # how many images, each time
 
     def __init__(self, *_):
         pass
 
     def __call__(self, images, what):
+        self.asked.append(len(images))
         rows = [self.vectors[images.load(index)[1, 1].tobytes()] for index in range(len(images))]
         rows = np.array(rows, dtype=np.float32)
         yield from np.array_split(rows / np.linalg.norm(rows, axis=1, keepdims=True), 3)
@@ -239,6 +242,7 @@ def coded(monkeypatch, tmp_path):
     """People of seeds and vectors: writes a set of them, and has the model know them."""
     monkeypatch.setattr(room, "Embedder", Coded)
     monkeypatch.setattr(Coded, "vectors", {})
+    monkeypatch.setattr(Coded, "asked", [])
 
     def write(name, content):
         folder_set(tmp_path / name, {who: [jpeg(seed) for seed, _ in images] for who, images in content.items()})
@@ -288,6 +292,58 @@ def test_near_copies_are_told_within_a_person_only(tmp_path, monkeypatch, capsys
     # The fourth is near to the second, which is out, and 0.981 from the first, which is in.
     assert made(tmp_path) == {"x": [jpeg(0), jpeg(2), jpeg(3)], "y": [jpeg(4), jpeg(5)]}
     assert removed(tmp_path) == [("A", "x", "x/1.jpg", "near copy", f"{1 / np.sqrt(1.01):.4f}", "A: x/0.jpg")]
+
+
+def test_an_interrupted_merge_does_not_embed_again(tmp_path, monkeypatch, capsys, coded):
+    vectors = np.random.default_rng(0).normal(size=(14, 3))
+    root = coded("A", {who: [(7 * n + i, vectors[7 * n + i]) for i in range(7)] for n, who in enumerate("xy")})
+    monkeypatch.setattr(room, "BLOCK", 4)
+    words = (f"source={root}", "model=known", "near=0.9", "batch_size=2")
+    assert merge(tmp_path, monkeypatch, capsys, *words)[0] == 0
+    expected, left_out = made(tmp_path), removed(tmp_path)
+    assert 0 < len(left_out) < 12
+    shutil.rmtree(tmp_path / "out")
+    whole = Coded.__call__
+
+    def dies(self, images, what):
+        for number, batch in enumerate(whole(self, images, what)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(Coded, "__call__", dies)  # behind 10 of 14 images, 8 of which are whole blocks
+    assert merge(tmp_path, monkeypatch, capsys, *words)[0] == 130
+    (kept,) = [path for path in tmp_path.iterdir() if path.name.startswith(".unfinished")]
+    assert len(list(kept.iterdir())) == 2
+    next(kept.iterdir()).write_bytes(b"damaged")  # one of them: it and all behind it are made anew
+    monkeypatch.setattr(Coded, "__call__", whole)
+    code, output, _ = merge(tmp_path, monkeypatch, capsys, *words)
+    assert code == 0
+    assert Coded.asked[-1] in (10, 14)
+    assert ("4 of 14 images were embedded before" in output) == (Coded.asked[-1] == 10)
+    assert (made(tmp_path), removed(tmp_path)) == (expected, left_out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "out"]
+
+
+def test_blocks_are_of_one_model_and_of_their_images(tmp_path):
+    hashes = np.arange(11, dtype=np.uint64)
+    rows = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    asked = []
+
+    def embed(first):
+        asked.append(first)
+        return iter(np.array_split(rows[first:], 4))
+
+    def found(model, own=hashes):
+        return np.concatenate(list(Blocks(tmp_path / "out", model, 4).embeddings(own, embed)))
+
+    for model, own, first in (
+        *(("a", hashes, 0), ("a", hashes, None), ("b", hashes, 0), ("b", hashes, None)),
+        *(("a", np.append(hashes[:10], np.uint64(99)), 8), ("a", hashes[::-1], 0), ("a", hashes, None)),
+    ):
+        before = len(asked)
+        np.testing.assert_array_equal(found(model, own), rows)
+        assert asked[before:] == ([] if first is None else [first])
 
 
 def test_embeddings_are_handed_out_by_identity_however_they_are_batched():
