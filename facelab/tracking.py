@@ -24,7 +24,12 @@ class Rate(ProgressColumn):
 
     def render(self, task: Any) -> Text:
         """The rate that the last call told."""
-        return Text(f"{task.fields.get('rate', 0):,.0f} {task.fields.get('unit', 'images')}/s", style="cyan")
+        return Text(f"{_digits(task.fields.get('rate', 0))} {task.fields.get('unit', 'images')}/s", style="cyan")
+
+
+def _digits(rate: float) -> str:
+    """A rate with as many digits as say something."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def track(batches: Iterable[Any], total: int, what: str, enabled: bool) -> Iterator[Any]:
@@ -77,10 +82,9 @@ class Tracker:
             self._bar.update(self._bar.task_ids[0], completed=done, rate=rate)
         elif now - self.spoken > SECONDS_BETWEEN_LINES:
             self.spoken = now
-            left = (total - done) / rate
+            left = f"  {(total - done) / rate:,.0f} s left" if done else ""
             unit = self.unit
-            line = f"{self.what}  {done:,}/{total:,} {unit}  {rate:,.0f} {unit}/s  {left:.0f} s left"
-            print(line, flush=True)
+            print(f"{self.what}  {done:,}/{total:,} {unit}  {_digits(rate)} {unit}/s{left}", flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -26,6 +26,17 @@ def test_lines_say_rate_and_time_left(clock, capsys):
     assert len(lines) == 4
 
 
+def test_slow_work_has_a_rate_too_and_what_has_not_begun_has_none(clock, capsys):
+    with Tracker("soak", True, "signals") as tell:
+        clock.now += 20
+        tell(0, 10)
+        clock.now += 20
+        tell(5, 10)
+    assert capsys.readouterr().out.splitlines() == [
+        "soak  0/10 signals  0 signals/s", "soak  5/10 signals  0.12 signals/s  40 s left",
+    ]  # fmt: skip
+
+
 def test_not_a_line_for_every_batch(clock, capsys):
     with Tracker("embedding", True) as tell:
         for done in range(1, 301):
