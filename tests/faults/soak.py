@@ -99,10 +99,13 @@ def signals(given: argparse.Namespace) -> Iterator[Part]:
 
 def fuzz(given: argparse.Namespace) -> Iterator[Part]:
     """A part for each file of tests, so that one failure hides no other."""
-    asked = [sys.executable, "-m", "pytest", "-m", "fuzz", "--collect-only", "-q", "tests"]
+    # Without our own options, which say -q as well: twice is quieter, and names no test.
+    asked = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "fuzz", "--collect-only", "-q", "tests"]
     done = subprocess.run(asked, cwd=ROOT, env=_environment(), capture_output=True, text=True)
     tests = [line for line in done.stdout.splitlines() if "::" in line]
-    each = -(-given.fuzz // max(len(tests), 1))
+    if not tests:
+        raise RuntimeError(f"no test marked fuzz was found:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+    each = -(-given.fuzz // len(tests))
     for file in sorted({test.split("::")[0] for test in tests}):
         count = sum(test.startswith(file + "::") for test in tests)
         words = ("-m", "pytest", "-m", "fuzz", "-x", "-q", "-p", "no:cacheprovider", file)
