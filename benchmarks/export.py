@@ -138,8 +138,12 @@ def main() -> None:
         where = Path(folder)
         benchmark, pairs, images = lfw(chosen.data, chosen.folds, where)
         for row in chosen.only:
-            file = exported(chosen.data, where, row)
             name, precision = row.split("/")
+            try:
+                file = exported(chosen.data, where, row)
+            except ValueError as error:  # it is not the same model: that is a result, too
+                print(f"{row}: {error}", flush=True)
+                continue
             size = sum(one.stat().st_size for one in file.parent.iterdir() if one.stem == "model")
             runtime = RUNTIME.get(name, "torch")
             rows.append({
