@@ -165,7 +165,6 @@ def quantised(model: Any, batches: list[np.ndarray]) -> Any:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"CalibMovingAverage": True},  # the usual range: one face's extremes cost all others digits
         )
         return onnx.load(after)
 
