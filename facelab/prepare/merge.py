@@ -48,6 +48,12 @@ class Models(NamedTuple):
     near: float | None
     gallery: Gallery | None
     threshold: float | None
+    blocks: Blocks | None  # embeddings that are kept until the set is there
+
+    def forget(self) -> None:
+        """Takes away what is kept."""
+        if self.blocks is not None:
+            self.blocks.forget()
 
 
 def merge(
@@ -89,26 +95,22 @@ def merge(
     refuse_existing(Path(out).expanduser())
     sets = _open(places, size)
     together = Together(sets, sets[0].size, identities, prefix)
-    models = _models(model, network, near, against, threshold, together.size, batch_size, accelerator, precision,
-                     threads, progress)  # fmt: skip
+    how = (batch_size, accelerator, precision, threads, progress)
+    models = _models(Path(out).expanduser(), model, network, near, against, threshold, together.size, *how)
     with Tracker("looking at images", progress) as tell:
         looked = look(together, alike, threads, tell)
     kept, removed = looked.sound.copy(), list(_unreadable(together, looked, unreadable))
     removed += _without_copies(together, looked, copies, alike, kept)
-    highest = ("", 0.0)
-    blocks = None
-    if models.embed is not None:
-        blocks = Blocks(Path(out).expanduser(), models.embed.described, -(-BLOCK // batch_size) * batch_size)
-        told, highest = _compared(together, models, kept, blocks, looked.hashes)
-        removed += told
+    told, highest = _compared(together, models, kept, looked.hashes)
+    removed += told
     removed += _few(together, kept, min_images)
     if len(np.unique(together.labels[kept])) < 2:
+        models.forget()
         raise ValueError(f"fewer than two identities would be left, {_reasons(removed)}: nothing was written")
     report = _report(together, models, kept, removed, highest)
     report |= {"sources": [_about(faces) for faces in sets], "choices": choices}
     _write(Path(out).expanduser(), layout, quality, together, looked, kept, removed, report, progress)
-    if blocks is not None:
-        blocks.forget()
+    models.forget()
     print(
         f"{out}: {report['images']:,} images of {report['identities']:,} identities; left out: {_reasons(removed)}, "
         "named in removed.csv",
@@ -155,22 +157,25 @@ def _open(places: Sequence[str], size: int | None) -> list[Faces]:
 
 
 def _models(
+    out: Path,
     model: str | None,
     network: str | None,
     near: float | None,
     against: str | None,
     threshold: float | None,
     size: int,
+    batch_size: int,
     *how: Any,
 ) -> Models:
     if model is None:
-        return Models(None, None, None, None)
-    embed = Embedder(model, network, size, *how)
+        return Models(None, None, None, None, None)
+    embed = Embedder(model, network, size, batch_size, *how)
     gallery = None
     if against is not None:
         images = read_gallery(against, size)
         gallery = Gallery(images, np.concatenate(list(embed(images, "embedding the test set"))))
-    return Models(embed, near, gallery, threshold)
+    blocks = Blocks(out, embed.described, -(-BLOCK // batch_size) * batch_size)
+    return Models(embed, near, gallery, threshold, blocks)
 
 
 # What is left out. Each of these takes images out of `kept` (N,), and says why.
@@ -201,13 +206,14 @@ def _without_copies(together: Together, looked: Looked, choice: str, alike: str,
 
 
 def _compared(
-    together: Together, models: Models, kept: np.ndarray, blocks: Blocks, hashes: np.ndarray
+    together: Together, models: Models, kept: np.ndarray, hashes: np.ndarray
 ) -> tuple[list[Removed], tuple[str, float]]:
     """Leaves out near copies and people of the test set; also gives who of those that stay is nearest to it."""
-    embed = models.embed
-    assert embed is not None, "there is a model"
     removed: list[Removed] = []
     highest = ("", 0.0)
+    embed, blocks = models.embed, models.blocks
+    if embed is None or blocks is None:
+        return removed, highest
     rows = np.flatnonzero(kept)
     batches = blocks.embeddings(hashes[rows], lambda first: embed(_Some(together, rows[first:]), "embedding"))
     for label, at, embeddings in by_identity(together.labels[rows], batches):

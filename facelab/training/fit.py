@@ -128,6 +128,22 @@ def _benchmark(config: Any) -> Any:
     return benchmark
 
 
+def _shapes(config: Any, meta: Any, options: TrainerOptions) -> tuple[Any, nn.Module, Loss]:
+    """Backbone, head and loss of shapes alone, which costs nothing.
+
+    What cannot be built is refused now, before the folder belongs to this run.
+    """
+    with torch.device("meta"):
+        network = _backbone(config, meta)
+        head = instantiate(config.head, embedding_size=network.embedding_size)
+        loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
+    if options.sync_batchnorm:
+        from facelab.backbone.synchronised import synchronise  # timm comes with it: a second or two
+
+        synchronise(network, head)  # which may refuse it
+    return network, head, loss
+
+
 def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, directory: RunDirectory) -> Run:
     if type(config.seed) is not int or config.seed < 0:
         raise ValueError(f"seed is {config.seed!r}: give a whole number from 0 on")
@@ -155,15 +171,7 @@ def _build(config: Any, plain: dict[str, Any], options: TrainerOptions, director
         None if config.data.report is None else instantiate(config.data.report),
     )
 
-    # What cannot be built is refused now, before the folder belongs to this run; of shapes alone, it costs nothing.
-    with torch.device("meta"):
-        network = _backbone(config, meta)
-        head = instantiate(config.head, embedding_size=network.embedding_size)
-        loss = build_loss(config.loss, network.embedding_size, num_classes=max(2, options.world), load=False)
-    if options.sync_batchnorm:
-        from facelab.backbone.synchronised import synchronise  # timm comes with it: a second or two
-
-        synchronise(network, head)  # which may refuse it
+    network, head, loss = _shapes(config, meta, options)
     check_learning(network, head, loss, recipe, options)
     check_classes(benchmark, loss)
     check_feedback(data.plan, config.loss, network.embedding_size)

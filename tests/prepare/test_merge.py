@@ -325,6 +325,14 @@ def test_an_interrupted_merge_does_not_embed_again(tmp_path, monkeypatch, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "out"]
 
 
+def test_a_merge_that_leaves_nobody_writes_nothing_at_all(tmp_path, monkeypatch, capsys, coded):
+    root = coded("A", {"x": [(0, (1, 0, 0)), (1, (0, 1, 0))], "y": [(2, (0, 0, 1))]})
+    code, _, said = merge(tmp_path, monkeypatch, capsys, f"source={root}", "model=known", "near=0.9", "min_images=9")
+    assert code == 1
+    assert "nothing was written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["A"]
+
+
 def test_blocks_are_of_one_model_and_of_their_images(tmp_path):
     hashes = np.arange(11, dtype=np.uint64)
     rows = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
