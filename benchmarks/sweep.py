@@ -1,8 +1,9 @@
-"""What a sweep costs beside its training: from the launch to the first step, between two jobs, and where all is done.
+"""What a sweep costs beside its training: from the launch to the first batch, between two jobs, and where all is done.
 
-Of a multirun of the default run with two seeds, cut off after its first steps: seconds from typing it to the first
-step of the first job; from the end of the first job to the first step of the second, which composes, builds and
-validates the untrained network anew; and seconds a job, where both are finished and the same command is typed again.
+Of a multirun of the default run with two seeds, cut off after its first steps: seconds from typing it until the first
+job has the first batch before it, and until its first step is done and written down; from the end of the first job to
+the same of the second, which composes, builds and validates the untrained network anew; and seconds a job, where both
+are finished and the same command is typed again.
 Medians of several rounds, each in a folder of its own; `load` is the machine's load average beforehand, below 0.7 on a
 quiet machine. Writes results/sweep.csv.
 
@@ -19,14 +20,29 @@ from pathlib import Path
 from recording import load, record_times
 
 SEEDS = (2, 3)
+# `python -m facelab.train`, which leaves a file where a run has its first batch before it.
+TRAIN = """
+import runpy, sys
+from pathlib import Path
+from facelab.door import open_door  # imported first, as by the command itself
+import facelab.training.fit
+from facelab.training.module import FaceModule
+step = FaceModule.training_step
+def noted(self, batch, number):
+    if self.progress.step == 0:
+        Path(sys.argv[-1].partition("=")[2], f"batch{self.seed}").touch()
+    step(self, batch, number)
+FaceModule.training_step = noted
+runpy.run_module("facelab.train", run_name="__main__", alter_sys=True)
+"""
 COMMAND = [
-    *("-m", "facelab.train", "-m", "logger=csv", "name=sweep", f"seed={SEEDS[0]},{SEEDS[1]}", "job=s${seed}"),
+    *("-m", "logger=csv", "name=sweep", f"seed={SEEDS[0]},{SEEDS[1]}", "job=s${seed}"),
     *("trainer.max_steps=3", "trainer.log_every=1", "trainer.progress=false"),
 ]
 
 
 def until(file: Path, lines: int, process: subprocess.Popen[bytes]) -> float:
-    """When a file has so many lines, on the clock."""
+    """When a file is there and has so many lines, on the clock."""
     while not (file.is_file() and file.read_text().count("\n") >= lines):
         if process.poll() not in (None, 0):
             raise RuntimeError(f"the sweep ended with {process.returncode}")
@@ -35,23 +51,27 @@ def until(file: Path, lines: int, process: subprocess.Popen[bytes]) -> float:
 
 
 def one_round(words: list[str]) -> dict[str, float]:
-    """The three times, in seconds."""
+    """The times, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *COMMAND, f"out={folder}", *words]
+        words = [*COMMAND, *words, f"out={folder}"]
         first, second = (Path(folder) / "sweep" / f"s{seed}" for seed in SEEDS)
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", TRAIN, *words], stdout=subprocess.DEVNULL)
+        to_batch = until(Path(folder) / f"batch{SEEDS[0]}", 0, process) - began
         # The header, the untrained network's validation, the first step.
-        to_first = until(first / "metrics.csv", 3, process) - began
+        to_step = until(first / "metrics.csv", 3, process) - began
         ended = until(first / "metrics.json", 1, process)
-        between = until(second / "metrics.csv", 3, process) - ended
+        between_batch = until(Path(folder) / f"batch{SEEDS[1]}", 0, process) - ended
+        between_step = until(second / "metrics.csv", 3, process) - ended
         process.wait()
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "facelab.train", *words], check=True, stdout=subprocess.DEVNULL)
         again = (time.perf_counter() - began) / len(SEEDS)
     return {
-        "launch to the first step": to_first,
-        "end of a job to the next one's first step": between,
+        "launch to the first batch": to_batch,
+        "launch to the first step done": to_step,
+        "end of a job to the next one's first batch": between_batch,
+        "end of a job to the next one's first step done": between_step,
         "a finished job, started again": again,
     }
 

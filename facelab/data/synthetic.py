@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -56,12 +56,28 @@ def render(seed: int, identity: int, sample: int, size: int, nuisance: float) ->
     return photograph(image, nuisance, rng)
 
 
+class _Drawings:
+    """The images of one data set that have been drawn so far."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.images = np.zeros((count, size, size, 3), np.uint8)  # the pages are taken when written to
+        self.drawn = np.zeros(count, bool)
+        self.lock = threading.Lock()
+
+
+@lru_cache(maxsize=2)
+def _drawings(faces: type, arguments: tuple, count: int, size: int) -> _Drawings:
+    """Those of the two latest data sets: the jobs of a sweep see the same faces, and only the first one draws them."""
+    return _Drawings(count, size)
+
+
 class SyntheticFaces:
     """A source of drawn faces whose identity lies in the geometry: proportions, not colours, tell people apart.
 
     Pose, expression, light, hair, beard, glasses, occlusion, blur, resolution and compression vary from image to image.
     An image is a function of (seed, identity, sample, size, nuisance) alone: a larger data set contains the smaller
-    one's images. Images are drawn on first use and kept in memory (37 KB each at 112 pixels).
+    one's images. Images are drawn on first use and kept in memory (37 KB each at 112 pixels), for the next data set of
+    the same arguments in this process as well.
 
     Args:
         identities: number of persons C, at least 2.
@@ -94,9 +110,6 @@ class SyntheticFaces:
         self.num_classes = identities
         self.identity_names = [f"person {i}" for i in range(identities)]
         self._first = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self._images = np.zeros((len(self.labels), size, size, 3), np.uint8)  # the pages are taken when written to
-        self._drawn = np.zeros(len(self.labels), bool)
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,16 +122,21 @@ class SyntheticFaces:
         """Which person of the population an identity is."""
         return identity
 
+    @cached_property
+    def _kept(self) -> _Drawings:
+        return _drawings(*self.__reduce__(), len(self), self.size)
+
     def load(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return image `index` (size, size, 3) uint8 RGB, read-only; several threads may ask at once. Leaves `out`."""
-        if not self._drawn[index]:
+        kept = self._kept
+        if not kept.drawn[index]:
             identity = int(self.labels[index])
             sample = int(index - self._first[identity])
             image = render(self.seed, self._number(identity), sample, self.size, self.nuisance)
             # Two threads may draw the same image: they write the same bytes. The flag is set after the pixels.
-            with self._lock:
-                self._images[index] = image
-                self._drawn[index] = True
-        image = self._images[index]
+            with kept.lock:
+                kept.images[index] = image
+                kept.drawn[index] = True
+        image = kept.images[index]
         image.flags.writeable = False
         return image

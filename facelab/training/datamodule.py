@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
+from torch import Tensor
 
 from facelab.benchmark.pair_files import FacePairs
 from facelab.data.albumentation import Albumentations
@@ -194,21 +195,32 @@ class FaceData(pl.LightningDataModule):
         """The batches from where the run stands up to the next validation."""
         start = self.progress.step
         stop = min(self.steps, (start // self.interval + 1) * self.interval)
+        return self.loader.training(self.transforms, pin=self.options.on_gpu, **self._order(start, stop))
+
+    def next_images(self) -> Tensor:
+        """(b,H,W,3) uint8: this rank's images of the next step as they are stored, and nothing decoded ahead of them.
+
+        Threads decode them whatever the loader: neither DALI nor processes are worth starting for one batch.
+        """
+        step = self.progress.step
+        loader = TrainLoader(threads=self.loader.threads, prefetch=1, pin=False, **self._order(step, step + 1))
+        return next(iter(loader)).images
+
+    def _order(self, start: int, stop: int) -> dict[str, Any]:
+        """What this rank trains on in these steps, as a loader is told."""
         rank, world = rank_and_world()
-        return self.loader.training(
-            self.transforms,
-            source=self.source,
-            subset=self.subset,
-            labels=self.labels,
-            plan=self.plan,
-            seed=self.seed,
-            draws=self.draws,
-            start=start,
-            stop=stop,
-            rank=rank,
-            world=world,
-            pin=self.options.on_gpu,
-        )
+        return {
+            "source": self.source,
+            "subset": self.subset,
+            "labels": self.labels,
+            "plan": self.plan,
+            "seed": self.seed,
+            "draws": self.draws,
+            "start": start,
+            "stop": stop,
+            "rank": rank,
+            "world": world,
+        }
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """The held-out training identities, which choose best.ckpt; nothing where none are held out."""

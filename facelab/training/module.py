@@ -282,13 +282,13 @@ class FaceModule(pl.LightningModule):
         """
         norms = [module for module in self.backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]
-        batch = next(iter(self.data.train_dataloader()))
+        images = self.data.next_images()
         torch.manual_seed(step_seed(self.seed, 0, 0))
         self.backbone.train()
         for norm in norms:
             norm.momentum = 1.0
         with torch.compiler.set_stance("force_eager"):  # not worth compiling for one batch
-            self.backbone(normalise(batch.images.to(self.device)))
+            self.backbone(normalise(images.to(self.device)))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.backbone.eval()

@@ -26,6 +26,7 @@ def test_it_has_the_first_people_of_such_skin():
 
 def test_groups_of_disjoint_skin_have_nobody_in_common_and_travel_to_other_processes():
     fair, dark = group(skin=[0.0, 0.35]), group()
+    assert not np.array_equal(fair.load(3), dark.load(3))
     assert not set(fair.identity_names) & set(dark.identity_names)
     again = pickle.loads(pickle.dumps(dark))
     assert again.identity_names == dark.identity_names

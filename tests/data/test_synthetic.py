@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
+from facelab.data import synthetic
 from facelab.data.synthetic import SyntheticFaces, render
 
 DEFAULT = {"identities": 4, "images_per_identity": 3, "size": 48, "long_tail": 1, "nuisance": 1, "seed": 5}
@@ -12,6 +13,11 @@ DEFAULT = {"identities": 4, "images_per_identity": 3, "size": 48, "long_tail": 1
 
 def faces(**changes):
     return SyntheticFaces(**{**DEFAULT, **changes})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_drawn_yet():
+    synthetic._drawings.cache_clear()
 
 
 def everything(source):
@@ -34,9 +40,11 @@ def test_is_a_source():
 
 def test_same_bytes_from_a_fresh_object_in_another_order_and_in_threads():
     first = everything(faces())
+    synthetic._drawings.cache_clear()
     again = faces()
     for i in reversed(range(len(again))):
         np.testing.assert_array_equal(again.load(i), first[i])
+    synthetic._drawings.cache_clear()
     threaded = faces()
     start = threading.Barrier(4)
 
@@ -47,6 +55,15 @@ def test_same_bytes_from_a_fresh_object_in_another_order_and_in_threads():
     with ThreadPoolExecutor(4) as pool:
         for images in pool.map(work, range(4)):
             np.testing.assert_array_equal(images, first)
+
+
+def test_the_next_job_of_a_sweep_draws_nothing_anew(monkeypatch):
+    first, other = everything(faces()), everything(faces(seed=6))
+    monkeypatch.setattr(synthetic, "render", None)
+    np.testing.assert_array_equal(everything(faces()), first)
+    np.testing.assert_array_equal(everything(faces(seed=6)), other)
+    with pytest.raises(TypeError):
+        faces(seed=7).load(0)
 
 
 def test_a_larger_set_contains_the_smaller_one():
