@@ -3,7 +3,8 @@
 Of a multirun of the default run with two seeds, cut off after its first steps: seconds from typing it until the first
 job has the first batch before it, and until its first step is done and written down; from the end of the first job to
 the same of the second, which composes, builds and validates the untrained network anew; and seconds a job, where both
-are finished and the same command is typed again.
+are finished and the same command is typed again. Beside them what this machine needs to import torch and no more, which
+tells how fast it is at that moment.
 Medians of several rounds, each in a folder of its own; `load` is the machine's load average beforehand, below 0.7 on a
 quiet machine. Writes results/sweep.csv.
 
@@ -24,8 +25,9 @@ SEEDS = (2, 3)
 TRAIN = """
 import runpy, sys
 from pathlib import Path
-from facelab.door import open_door  # imported first, as by the command itself
-import facelab.training.fit
+from facelab.job import without_collection
+with without_collection():  # as the command does
+    import facelab.training.fit
 from facelab.training.module import FaceModule
 step = FaceModule.training_step
 def noted(self, batch, number):
@@ -67,7 +69,11 @@ def one_round(words: list[str]) -> dict[str, float]:
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "facelab.train", *words], check=True, stdout=subprocess.DEVNULL)
         again = (time.perf_counter() - began) / len(SEEDS)
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        torch = time.perf_counter() - began
     return {
+        "python -c 'import torch'": torch,
         "launch to the first batch": to_batch,
         "launch to the first step done": to_step,
         "end of a job to the next one's first batch": between_batch,

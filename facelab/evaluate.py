@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from facelab.door import open_door
+from facelab.job import without_collection
 
 
 def run(config: Any) -> float | None:
@@ -13,12 +14,13 @@ def run(config: Any) -> float | None:
     from omegaconf import OmegaConf
 
     if config.check is True:
-        from facelab.training.evaluation import check
-
+        with without_collection():
+            from facelab.training.evaluation import check
         sys.exit(0 if check(config) else 1)
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
-    from facelab.training.evaluation import evaluate
+    with without_collection():
+        from facelab.training.evaluation import evaluate
 
     hydra = HydraConfig.get()
     typed = {word.split("=", 1)[0].lstrip("+") for word in hydra.overrides.task}

@@ -1,10 +1,11 @@
 """One job behind a door, alone or among several: what becomes of its errors."""
 
+import gc
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from facelab.multirun import JobFailed, Look, Stopped, launches_processes
 from facelab.secrecy import without_secrets
 
-__all__ = ["Job", "writes"]
+__all__ = ["Job", "without_collection", "writes"]
 
 
 class Job:
@@ -79,6 +80,18 @@ class Job:
         if "torch" not in sys.modules or writes():  # else a job that failed early would wait for it
             print(f"facelab: {Path(hydra_config.runtime.output_dir).name}: {reason}", file=sys.stderr, flush=True)
         return JobFailed(reason, log)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """While the large libraries are imported, which make a million objects and no garbage: a sixth sooner."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def writes() -> bool:

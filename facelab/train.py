@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from facelab.door import open_door
+from facelab.job import without_collection
 from facelab.multirun import launches_processes
 from facelab.training.resuming import configuration_of, in_quotes
 from facelab.training.sweeping import look, plain_values
@@ -17,7 +18,8 @@ def run(config: Any) -> float | None:
 
     choices = plain_values(config)
 
-    from facelab.training.fit import train
+    with without_collection():
+        from facelab.training.fit import train
 
     hydra: Any = HydraConfig.get()
     one_process = hydra.mode == RunMode.MULTIRUN and not launches_processes(hydra)
