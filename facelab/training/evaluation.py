@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,18 +29,16 @@ from facelab.training.groups import WithGroups, about_head, with_groups
 from facelab.training.kept import KeptEmbeddings, Pixels
 from facelab.training.logging import Copy
 from facelab.training.module import embed
-from facelab.training.network import COMMON, about_input, completed, convention, read_input
+from facelab.training.network import about_input, completed, convention
 from facelab.training.options import EvaluationOptions, check_kind, check_kinds
 from facelab.training.preemption import Interrupted
 from facelab.training.progress import Tracker, show_choices, show_result, track
 from facelab.training.record import RunDirectory
 from facelab.training.retraced import compare_classes, open_source, retrace
-from facelab.training.sameness import differences
 from facelab.training.strategy import keep_memory
+from facelab.training.taken_over import NO_HEAD, compare_backbones, compare_heads, take_over
 from facelab.training.trained import Trained, file_of, meta_of, out_of_checkpoint, out_of_weights
-from facelab.trusted import safe, values
-
-NO_HEAD = "torch.nn.Identity"
+from facelab.trusted import safe
 
 
 @dataclass
@@ -81,8 +79,8 @@ def evaluate(config: DictConfig, typed: Collection[str], where: Path) -> dict[st
     path = file_of("checkpoint", config.checkpoint)
     meta = meta_of(path)
     if meta is not None:
-        _take_over(config, meta, typed)
-        _compare_heads(config, path, meta, typed)
+        take_over(config, meta, typed)
+        compare_heads(config, path, meta, typed)
     other = out_of_another(path, config, typed) if meta is None else None
     if config.data.root is None:  # a benchmark that lies beside the training data asks whether there is such a key
         with open_dict(config):
@@ -132,7 +130,7 @@ def _build(
             raise ValueError(f"checkpoint={path}: published weights are of a backbone alone: add head=none")
         trained = other or out_of_weights("checkpoint", path, config.backbone, "backbone", config.ema)
     else:
-        _compare_typed(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
+        compare_backbones(config, path, completed(meta["config"]["backbone"]), Input(**meta["input"]))
         trained = out_of_checkpoint("checkpoint", path, meta, config.ema)
     backbone, head, about = trained
     alone = benchmark.path is not None or getattr(benchmark, "evaluates_only", False)
@@ -299,72 +297,6 @@ def _choices(evaluation: Evaluation) -> dict[str, str]:
 def _foreign(backbone: Any) -> bool:
     """Whether it is none of torch's networks, whose parameters and products can be counted."""
     return isinstance(backbone, Exported | Given)
-
-
-def _take_over(config: DictConfig, meta: Mapping[str, Any], typed: Collection[str]) -> None:
-    """Puts what a checkpoint says of its training in place of values that nobody has typed."""
-    before = meta["config"]
-    trainer, data = before["trainer"], before["data"]
-    found = {
-        "batch_size": max(1, trainer["batch_size"] // (trainer["devices"] * trainer["num_nodes"])),
-        "precision": trainer["precision"],
-        "data.size": data["size"],
-        "data.root": data.get("root"),
-        "data.roots": data.get("roots"),
-    }
-    if config.benchmark.get("path") is None and before["benchmark"]["_target_"] == config.benchmark._target_:
-        where = ("_target_", "name", "path", "pairs", "size")
-        kept = config.benchmark.keys() - set(where)
-        found |= {f"benchmark.{key}": value for key, value in before["benchmark"].items() if key in kept}
-    if "data.size" in typed and config.data.size != data["size"]:
-        raise ValueError(
-            f"data.size is {config.data.size}, but the checkpoint was trained on {data['size']} pixels: leave it out"
-        )
-    for key, value in _leaves(values(found, f"checkpoint={config.checkpoint}")):
-        if key not in typed:
-            OmegaConf.update(config, key, value)
-
-
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values: of a node whose parts can be typed one by one, the parts."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{key}.{below}", one) for below, one in _leaves(value))
-        else:
-            yield key, value
-
-
-def _compare_typed(config: DictConfig, path: Path, before: Mapping[str, Any], stated: Input) -> None:
-    """Refuses a backbone that was typed and is not that of the checkpoint."""
-    if read_input(config.backbone.input, stated) != stated:
-        raise ValueError(
-            f"backbone.input is {config.backbone.input}, but checkpoint={path} takes {stated.color}, "
-            f"(x − {stated.mean:g})/{stated.std:g}: leave it out"
-        )
-    if "_target_" not in config.backbone:
-        return
-    now = OmegaConf.to_container(config.backbone, resolve=True)
-    assert isinstance(now, dict)
-    trained, chosen = ({k: v for k, v in node.items() if k not in COMMON} for node in (before, now))
-    differing = differences({"backbone": trained}, {"backbone": chosen})
-    if differing:
-        raise ValueError(
-            f"checkpoint={path} is of another backbone ({'; '.join(differing)}): leave backbone=… out, the checkpoint "
-            "says what it is"
-        )
-
-
-def _compare_heads(config: DictConfig, path: Path, meta: Mapping[str, Any], typed: Collection[str]) -> None:
-    """Refuses a head that was typed, or came along with a backbone, and is not that of the checkpoint."""
-    now: Any = OmegaConf.to_container(config.head, resolve=True)
-    if now == {"_target_": NO_HEAD} and not any(key.split(".")[0] == "head" for key in typed):
-        return
-    differing = differences({"head": meta["config"]["head"]}, {"head": now})
-    if differing:
-        raise ValueError(
-            f"checkpoint={path} is of another head ({'; '.join(differing)}): leave head=… out, the checkpoint says "
-            "what it is"
-        )
 
 
 # On which faces

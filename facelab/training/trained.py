@@ -81,7 +81,8 @@ def meta_of(path: Path) -> dict[str, Any] | None:
     return {**meta, "config": before}
 
 
-# What a checkpoint says of itself, and is asked for.
+# What a checkpoint says of itself, and is asked for; of numbers, which.
+_COUNT = range(1, 2**62)
 _SAID: dict[str, Any] = {
     **{
         "backbone": Mapping,
@@ -91,10 +92,10 @@ _SAID: dict[str, Any] = {
         "benchmark": Mapping,
         "trainer": Mapping,
     },
-    **{"backbone._target_": str, "head._target_": str, "benchmark._target_": str, "data.size": int},
-    **{"trainer.batch_size": int, "trainer.devices": int, "trainer.num_nodes": int, "trainer.precision": str},
+    **{"backbone._target_": str, "head._target_": str, "benchmark._target_": str, "data.size": _COUNT},
+    **{"trainer.batch_size": _COUNT, "trainer.devices": _COUNT, "trainer.num_nodes": _COUNT, "trainer.precision": str},
 }
-_BESIDE: dict[str, Any] = {"step": int, "num_classes": int, "input": Mapping}
+_BESIDE: dict[str, Any] = {"step": range(2**62), "num_classes": range(2**62), "input": Mapping}
 
 
 def _check_said(said: Mapping[str, Any], kinds: Mapping[str, Any], path: Path) -> None:
@@ -102,7 +103,8 @@ def _check_said(said: Mapping[str, Any], kinds: Mapping[str, Any], path: Path) -
         value: Any = said
         for part in key.split("."):
             value = value.get(part)
-        if not isinstance(value, kind) or (kind is int and not 0 <= value < 2**62):
+        numbers = isinstance(kind, range)
+        if (type(value) is not int or value not in kind) if numbers else not isinstance(value, kind):
             raise ValueError(f"checkpoint {path}: its {key} is {value!r:.80}; get the file again")
 
 

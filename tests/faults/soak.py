@@ -98,7 +98,7 @@ def signals(given: argparse.Namespace) -> Iterator[Part]:
 
 
 def fuzz(given: argparse.Namespace) -> Iterator[Part]:
-    """A part for each file of tests, so that one failure hides no other."""
+    """A part for each test."""
     # Without our own options, which say -q as well: twice is quieter, and names no test.
     asked = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "fuzz", "--collect-only", "-q", "tests"]
     done = subprocess.run(asked, cwd=ROOT, env=_environment(), capture_output=True, text=True)
@@ -106,12 +106,11 @@ def fuzz(given: argparse.Namespace) -> Iterator[Part]:
     if not tests:
         raise RuntimeError(f"no test marked fuzz was found:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
     each = -(-given.fuzz // len(tests))
-    for file in sorted({test.split("::")[0] for test in tests}):
-        count = sum(test.startswith(file + "::") for test in tests)
-        words = ("-m", "pytest", "-m", "fuzz", "-x", "-q", "-p", "no:cacheprovider", file)
+    for test in tests:
+        words = ("-m", "pytest", "-m", "fuzz", "-x", "-n", "0", "-p", "no:cacheprovider", test)
         words += (f"--hypothesis-seed={given.seed}",)
-        amount = f"{count} tests × {each:,} cases"
-        yield Part(f"fuzz, {file}", words, amount, -(-count * each // CASES), (("FACELAB_FUZZ_EXAMPLES", str(each)),))
+        more = (("FACELAB_FUZZ_EXAMPLES", str(each)),)
+        yield Part(f"fuzz, {test.removeprefix('tests/')}", words, f"{each:,} cases", -(-each // CASES), more)
 
 
 def memory(given: argparse.Namespace) -> Iterator[Part]:

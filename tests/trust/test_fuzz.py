@@ -25,7 +25,7 @@ from facelab.benchmark.pair_files import read_pairs_file
 from facelab.benchmark.search_files import read_mat
 from facelab.configuration import configuration_folder
 from facelab.export.base import described
-from facelab.training import checkpoint, evaluation
+from facelab.training import checkpoint, taken_over
 from facelab.training.trained import meta_of
 from facelab.trusted import parse, safe
 
@@ -109,7 +109,7 @@ def use(path):
     meta = meta_of(path)
     if meta is None:
         return None
-    evaluation._take_over(OWN.copy(), meta, set())
+    taken_over.take_over(OWN.copy(), meta, set())
     for group in ("backbone", "head", "loss"):
         safe("checkpoint", meta["config"][group], group, path)
     checkpoint.Tensors([path])

@@ -16,7 +16,7 @@ from facelab import trusted
 from facelab.compare.reading import Unreadable, read_run
 from facelab.configuration import configuration_folder
 from facelab.status import _config
-from facelab.training import evaluation
+from facelab.training import taken_over
 from facelab.training.record import RunDirectory
 from facelab.training.trained import meta_of
 
@@ -120,12 +120,27 @@ def test_an_evaluation_takes_values_over_and_no_nodes(tmp_path, config, value):
     with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
         own = hydra.compose("evaluate", ["logger=csv", f"checkpoint={tmp_path / 'a.ckpt'}"])
     with pytest.raises(ValueError, match="would call something"):
-        evaluation._take_over(own, meta, set())
+        taken_over.take_over(own, meta, set())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("quality", []), ("quality", {"x": 1}), ("quality", {"alpha": {"x": 1}}), ("far", {"x": {"x": 1}})],
+)
+def test_a_value_where_another_kind_belongs_is_refused_in_one_line(tmp_path, config, key, value):
+    config["benchmark"][key] = value
+    meta = meta_of(checkpoint(tmp_path / "a.ckpt", config))
+    with hydra.initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+        own = hydra.compose("evaluate", ["logger=csv", f"checkpoint={tmp_path / 'a.ckpt'}"])
+    with pytest.raises(ValueError, match=rf"its benchmark\.{key}.* is .*, which has no place in a configuration"):
+        taken_over.take_over(own, meta, set())
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        lambda config: config["trainer"].update(devices=0),
+        lambda config: config["trainer"].update(num_nodes=False),
         lambda config: config["data"].update(root="${oc.env:SECRET}"),
         lambda config: config["data"].pop("size"),
         lambda config: config["data"].update(size=-1),
