@@ -53,7 +53,10 @@ SWEPT = ["loss=softmax,cosface,contrastive", "seed=1,2", "trainer.max_steps=4"]
 SIX = 6  # points of that sweep
 LONGER = ["hydra.launcher.timeout_min=60", "+data.augment.seconds=1", "+data.augment.frozen=true"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
-LAUNCHERS = {"array": SLURM, "local": ["hydra/launcher=local"], "basic": []}  # of Hydra, and of submitit
+LAUNCHERS = {  # of Hydra, submitit and joblib
+    **{"array": SLURM, "local": ["hydra/launcher=local"], "basic": []},
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+}
 SBATCH = ["--gpus-per-node=0", "--cpus-per-task=1"]
 WARNING = 120  # seconds before the limit; Slurm looks at the limits every 30
 
@@ -210,7 +213,7 @@ def points(folder, name):
     }
 
 
-@pytest.mark.parametrize("name", ["array", "local"])
+@pytest.mark.parametrize("name", ["array", "local", "joblib"])
 def test_a_sweep_gives_the_same_numbers_whoever_launches_it(jobs, name):
     folder, codes, _ = jobs
     assert codes[name] == codes["basic"] == 0, (folder / f"name={name}.log").read_text()

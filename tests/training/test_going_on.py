@@ -70,6 +70,19 @@ def test_a_run_with_frozen_centres_moves_all_but_them_and_resumes(trained, tmp_p
     run(tmp_path / "run", *FIRST, *pair)
 
 
+def test_an_untrained_network_is_calibrated_on_the_images_of_its_first_step(tmp_path):
+    module = built(tmp_path / "run", *FIRST)
+    images = next(iter(module.data.train_dataloader())).images
+    assert torch.equal(module.data.next_images(), images)
+    norm = module.backbone.bn1
+    seen = []
+    module.backbone.bn1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    module._calibrate()
+    assert torch.allclose(norm.running_mean, seen[0].mean((0, 2, 3)), atol=1e-6)
+    module.progress.step = 1
+    assert not torch.equal(module.data.next_images(), images)
+
+
 def test_another_number_of_people_is_refused_before_the_folder_is_taken(trained, tmp_path):
     with pytest.raises(ValueError, match=r"have \d+: leave loss\.classifier\.weights=null"):
         run(tmp_path / "run", *FIRST, f"loss.classifier.weights='{trained}'", "data.identities=30")
