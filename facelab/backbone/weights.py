@@ -147,7 +147,7 @@ def _read(path: Path) -> _Content:
         ) from error
     except Exception as error:  # each format has its own ways to be damaged
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"backbone.weights={path}: cannot be read ({reason}); get the file again") from error
+        raise ValueError(f"backbone.weights={path}: cannot be read ({reason:.200}); get the file again") from error
 
 
 def _kind(path: Path) -> str:

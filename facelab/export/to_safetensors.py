@@ -58,7 +58,7 @@ class Safetensors(Format):
             with safe_open(path, "pt") as file:
                 told = file.metadata() or {}
         except SafetensorError as error:
-            raise ValueError(f"{path}: cannot be read ({error}); get the file again") from error
+            raise ValueError(f"{path}: cannot be read ({error!s:.200}); get the file again") from error
         found = open_weights(path, runtime, described(told.get("backbone"), path) or None)
         found.metadata.update(described(told.get("about"), path))
         return found

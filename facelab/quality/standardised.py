@@ -124,7 +124,7 @@ class Standardiser:
             mean, std, smallest = (found.pop(name).item() for name in ("mean", "std", "smallest"))
             return cls(**found, mean=mean, std=std, smallest=smallest)
         except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not what python -m facelab.quality writes ({error})") from error
+            raise ValueError(f"{path}: not what python -m facelab.quality writes ({error!s:.200})") from error
 
 
 def fit(norms: np.ndarray, labels: np.ndarray, centres: np.ndarray, smallest: int) -> Standardiser:

@@ -91,7 +91,7 @@ class File:
         try:
             self._file = safe_open(path, "pt")
         except (SafetensorError, OSError) as error:
-            raise Damaged(path, str(error)) from None
+            raise Damaged(path, f"{error!s:.200}") from None  # which may say the whole header
         metadata = self._file.metadata() or {}
         text = metadata.get(ENTRY)
         if text is None:

@@ -129,7 +129,7 @@ class Gallery:
             return Gallery(told["names"], stamp=told["stamp"], **arrays)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"gallery={path}: is no gallery of facelab ({error}): make one with facelab.enrol"
+                f"gallery={path}: is no gallery of facelab ({error!s:.200}): make one with facelab.enrol"
             ) from None
 
     @cached_property

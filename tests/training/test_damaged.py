@@ -49,6 +49,16 @@ def content(path):
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()["facelab"]  # noqa: SIM118
 
 
+def test_a_damaged_header_is_not_told_whole(tmp_path):
+    path = tmp_path / "last.ckpt"
+    checkpoint.save(path, Rows(), None, {**META, "note": "x" * 5000})
+    path.write_bytes(path.read_bytes().replace(b"__metadata__", b"__metadatum_"))
+    with pytest.raises(Damaged) as told:
+        read_meta(path)
+    assert str(path) in str(told.value)
+    assert len(str(told.value)) < 500 + len(str(path))
+
+
 def test_any_flipped_bit_is_found(tmp_path):
     path = tmp_path / "last.ckpt"
     checkpoint.save(path, Rows(), None, META)
