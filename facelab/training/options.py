@@ -160,16 +160,19 @@ def _check_device(prefix: str, accelerator: str, precision: str) -> None:
 
 
 def _in_bf16(precision: str, on_gpu: bool) -> bool:
-    """`auto` takes bf16 wherever the hardware multiplies it natively."""
+    """`auto` takes bf16 wherever the hardware is faster in it."""
     native = torch.cuda.is_bf16_supported() if on_gpu else _cpu_multiplies_bf16()
     return precision == "bf16" or (precision == "auto" and native)
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the processor has bf16 instructions (AVX-512 BF16 or AMX); without them bf16 only costs time."""
+    """Whether the processor is faster in bf16: with AMX, or AMD's AVX-512 BF16; elsewhere bf16 only costs time.
+
+    Intel's AVX-512 BF16 without AMX trains r18 at 0.78 of the rate of fp32, AMD's at 2.1: results/train_step.csv.
+    """
     try:
         with open("/proc/cpuinfo") as file:
             flags = file.read()
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in flags)

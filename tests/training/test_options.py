@@ -156,14 +156,21 @@ def test_auto_takes_bf16_where_the_hardware_has_it(gpus, monkeypatch, accelerato
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [("fma avx512_bf16 sse", True), ("amx_bf16", True), ("avx2 avx512f", False), (None, False)]
+    ("vendor", "flags", "expected"),
+    [
+        ("AuthenticAMD", "fma avx512_bf16 sse", True),
+        ("GenuineIntel", "avx512_bf16 amx_bf16", True),
+        ("GenuineIntel", "avx512_bf16", False),
+        ("AuthenticAMD", "avx2 avx512f", False),
+        (None, None, False),
+    ],
 )
-def test_the_processors_word_on_bf16(monkeypatch, flags, expected):
+def test_the_processors_word_on_bf16(monkeypatch, vendor, flags, expected):
     def opened(name):
         assert name == "/proc/cpuinfo"
         if flags is None:
             raise FileNotFoundError(name)  # not Linux
-        return io.StringIO(f"flags : {flags}\n")
+        return io.StringIO(f"vendor_id : {vendor}\nflags : {flags}\n")
 
     monkeypatch.setattr(builtins, "open", opened)
     assert options._cpu_multiplies_bf16() is expected
